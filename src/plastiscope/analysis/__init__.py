@@ -1,0 +1,1 @@
+"""Config group `analysis`: one file each; glue only: get data, call measures, save, return numbers."""

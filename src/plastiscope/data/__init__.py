@@ -1,0 +1,1 @@
+"""Config group `data`: where samples come from, and the transforms of their batches."""

@@ -1,0 +1,191 @@
+"""Events of the training loop: what a callback may see, and when.
+
+The loop, with every event in its place:
+
+    on_run_begin                               the network as initialised (epochs_completed = 0)
+    for task in tasks:
+        learner.begin_task(task)               new head, reset, schedule restart
+        on_task_begin                          the shift has happened, nothing is trained yet
+        for epoch in epochs:
+            on_epoch_begin
+            for batch in epoch:
+                forward, loss, backward
+                on_backward                    gradients are there, before clipping
+                clip, optimiser step
+                on_update                      the optimiser has stepped; replacement and noise have not happened
+                learner's own mechanism        unit replacement, then noise
+                on_batch_end                   the batch's losses and outputs, from before the update
+            on_epoch_end                       test and validation accuracy are known; numbers go to the epoch's row
+        selection of weights, snapshot
+        on_task_end                            the selected weights; numbers go to the task's row
+    on_run_end
+
+Callbacks look; they never touch: parameters, buffers, `.grad`, train/eval mode and every random number generator are
+bit-equal before and after an event.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plastiscope.measure.keyed import named_seed
+from plastiscope.net.units import UnitDescription
+from plastiscope.task_shift_mode.task import Task, TaskShift
+
+Numbers = dict[str, float]
+"""Scalars for the log, by key."""
+
+
+@dataclass(kw_only=True)
+class Context:
+    """What a callback may see. Grows only with a reason, written down in docs/architecture.md.
+
+    Attributes:
+        seed: of the run.
+        num_tasks, epochs: tasks of the run, epochs of each task.
+        shift: rebuilds any task, `context.shift.task(k)`.
+        task: the current task.
+        epoch: within the task, from 0.
+        epochs_completed: by the run; the axis of everything stored.
+        net: unwrapped network on the device.
+        units: its unit description.
+        optimizer: of the learner, for its learning rates and kind.
+        batch_size: of training.
+        run_folder: where artifacts go, through `folder(...)`.
+        initial_state: state dict at initialisation (snapshot 0), on the CPU.
+        task_initial_state: parameters right after begin_task (head reset or retraining done), on the device.
+        batch_index, num_batches: position in the epoch; valid in batch events.
+        losses, logits: of the batch, from before the update; valid in on_batch_end.
+        epoch_row: numbers of the epoch's row so far; valid in on_epoch_end and after.
+    """
+
+    seed: int
+    num_tasks: int
+    epochs: int
+    shift: TaskShift
+    net: nn.Module
+    units: UnitDescription
+    optimizer: torch.optim.Optimizer
+    batch_size: int
+    run_folder: Path
+    arch: str
+    initial_state: dict[str, Tensor]
+    task: Task | None = None
+    epoch: int = 0
+    epochs_completed: int = 0
+    task_initial_state: dict[str, Tensor] = field(default_factory=dict)
+    batch_index: int = 0
+    num_batches: int = 0
+    losses: Tensor | None = None
+    logits: Tensor | None = None
+    epoch_row: Numbers = field(default_factory=dict)
+    rank: int = 0
+    world: int = 1
+    timings: Numbers = field(default_factory=dict)
+
+    @property
+    def task_idx(self) -> int:
+        """Index of the current task, from 0."""
+        return 0 if self.task is None else self.task.index
+
+    @property
+    def current_task(self) -> Task:
+        """The current task; an error outside a task."""
+        if self.task is None:
+            raise RuntimeError("there is no current task outside on_task_begin .. on_task_end")
+        return self.task
+
+    @property
+    def is_last_batch(self) -> bool:
+        """Whether the current batch is the epoch's last one."""
+        return self.batch_index == self.num_batches - 1
+
+    def generator(self, *purpose: object) -> torch.Generator:
+        """A CPU generator named by (seed, purpose): the same numbers each time it is asked for."""
+        return torch.Generator().manual_seed(named_seed(self.seed, *purpose))
+
+    def folder(self, analysis: str) -> Path:
+        """The folder of an analysis' artifacts at the current task, made when asked for: task_0003_mlp/<analysis>."""
+        path = self.run_folder / f"task_{self.task_idx:04d}_{self.arch}" / analysis
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+class Callback:
+    """Base of everything that listens; an analysis is one. Override the events you need.
+
+    A subclass is a `@dataclass(kw_only=True)` of its settings, as its YAML lists them. Events return the numbers to
+    log, or None. State that must survive a resume goes through `state_dict` (tensors, numbers, strings, containers).
+    """
+
+    name: str = ""
+    """Key of the analysis in the config, set when it is built."""
+
+    def on_run_begin(self, context: Context) -> Numbers | None:
+        """The network as initialised; called once, not again on a resume."""
+
+    def on_task_begin(self, context: Context) -> Numbers | None:
+        """The shift has happened and the learner has begun the task; nothing is trained yet."""
+
+    def on_epoch_begin(self, context: Context) -> None:
+        """Before the first batch of an epoch."""
+
+    def on_backward(self, context: Context) -> None:
+        """Gradients of the mini-batch mean loss are in `.grad`, before clipping."""
+
+    def on_update(self, context: Context) -> None:
+        """The optimiser has stepped."""
+
+    def on_batch_end(self, context: Context) -> None:
+        """A batch is done."""
+
+    def on_epoch_end(self, context: Context) -> Numbers | None:
+        """An epoch is done; the weights are the current ones."""
+
+    def on_task_end(self, context: Context) -> Numbers | None:
+        """A task is done; the weights are the selected ones."""
+
+    def on_run_end(self, context: Context) -> None:
+        """The last task is done; figures are drawn here, from what is stored."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs; empty by default."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+
+def listeners(callbacks: list[Callback], event: str) -> list[Callable[[Context], Any]]:
+    """Bound methods of the callbacks that override `event`, in order; the loop calls nothing else."""
+    return [getattr(c, event) for c in callbacks if getattr(type(c), event) is not getattr(Callback, event)]
+
+
+@contextmanager
+def undisturbed(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; modes, `.grad` and the state of every random number generator as before afterwards."""
+    import random
+
+    import numpy as np
+
+    modes = [(module, module.training) for module in net.modules()]
+    flags = [(p, p.requires_grad, p.grad) for p in net.parameters()]
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    devices = sorted({p.device.index or 0 for p in net.parameters() if p.device.type == "cuda"})
+    try:
+        with torch.random.fork_rng(devices):
+            net.eval()
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad, grad in flags:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad

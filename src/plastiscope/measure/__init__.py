@@ -1,0 +1,1 @@
+"""Pure maths, tensors in, numbers out: no files, no config, no logging."""

@@ -1,0 +1,40 @@
+"""The losses a task can be trained with, per sample."""
+
+from enum import Enum
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Loss(Enum):
+    """What a task is trained with."""
+
+    cross_entropy = "cross_entropy"
+    """Softmax cross-entropy; targets are class indices [n] or probabilities (one-hot rows) [n, outputs]."""
+    binary_cross_entropy = "binary_cross_entropy"
+    """Mean over outputs of the logistic loss; targets are multi-hot rows [n, outputs]."""
+    mse = "mse"
+    """Mean over outputs of the squared error; targets are real values [n, outputs] or [n]."""
+
+
+def per_sample_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Loss of each sample [n] from outputs [n, k] and targets (see Loss)."""
+    if loss is Loss.cross_entropy:
+        return F.cross_entropy(outputs, targets, reduction="none")
+    if loss is Loss.binary_cross_entropy:
+        return F.binary_cross_entropy_with_logits(outputs, targets, reduction="none").flatten(1).mean(1)
+    return F.mse_loss(outputs, targets.view(outputs.shape), reduction="none").flatten(1).mean(1)
+
+
+def correct(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor | None:
+    """Whether each sample is classified rightly, bool [n]; None for regression.
+
+    Cross-entropy: the largest output is the target's (the class of largest probability for probability targets).
+    Multi-hot targets: every output is on its side of zero.
+    """
+    if loss is Loss.cross_entropy:
+        return outputs.argmax(1) == (targets if targets.ndim == 1 else targets.argmax(1))
+    if loss is Loss.binary_cross_entropy:
+        return torch.eq(outputs > 0, targets > 0.5).flatten(1).all(1)
+    return None

@@ -1,0 +1,1 @@
+"""Config group `net`, and the unit description that learners and analyses read."""

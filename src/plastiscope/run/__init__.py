@@ -1,0 +1,1 @@
+"""The run folder: layout, atomic writing, logs, checkpoint, snapshots, W&B, status."""
