@@ -15,3 +15,13 @@ class DataError(PlastiscopeError):
 
 class RunError(PlastiscopeError):
     """A run folder that cannot be used, or a run that cannot go on."""
+
+
+def require(condition: bool, field: str, value: object, what: str) -> None:
+    """Check a setting in `__post_init__`; the builder puts the config group before the field's name.
+
+    Raises:
+        ConfigError: such as "lr=-1.0: must be 0 or more".
+    """
+    if not condition:
+        raise ConfigError(f"{field}={value}: {what}")
