@@ -1,0 +1,86 @@
+"""Permuted inputs and permuted outputs."""
+
+import numpy as np
+import pytest
+import torch
+
+from plastiscope.error import ConfigError
+from plastiscope.task_shift_mode.permuted_input import Permuted, PermutedInput
+from plastiscope.task_shift_mode.permuted_output import PermutedOutput
+
+
+def inputs_of(samples):
+    return torch.cat([batch.inputs for batch in samples.batches(5)])
+
+
+@pytest.mark.parametrize("compose", [False, True])
+def test_permutations_are_bijections_and_differ_between_tasks(make_data, compose):
+    shift = PermutedInput(compose=compose).make(make_data(), seed=0)
+    permutations = [tuple(shift.permutation(k)) for k in range(20)]
+    assert all(sorted(p) == list(range(40)) for p in permutations)
+    assert len({*permutations, tuple(range(40))}) == 21
+
+
+def test_entries_are_permuted_by_hand(make_data):
+    data = make_data()
+    shift = PermutedInput().make(data, seed=0)
+    order, raw = shift.permutation(1), data.train.source.inputs.numpy()
+    expected = np.empty_like(raw)
+    for n in range(len(raw)):
+        for i in range(40):
+            expected[n].reshape(-1)[i] = raw[n].reshape(-1)[order[i]]
+    assert np.array_equal(inputs_of(shift.task(1).train).numpy(), expected)
+
+
+def test_positions_are_permuted_alike_in_all_channels_by_hand(make_data):
+    data = make_data()
+    shift = PermutedInput(permuted=Permuted.spatial).make(data, seed=0)
+    order, raw = shift.permutation(1), data.test.source.inputs.numpy()
+    assert sorted(order) == list(range(20))
+    expected = np.empty_like(raw)
+    for n, c in np.ndindex(len(raw), 2):
+        for i in range(20):
+            expected[n, c, i // 5, i % 5] = raw[n, c, order[i] // 5, order[i] % 5]
+    assert np.array_equal(inputs_of(shift.task(1).test).numpy(), expected)
+
+
+@pytest.mark.parametrize("first_task_identity", [False, True])
+def test_composed_permutations_permute_the_inputs_of_the_task_before(make_data, first_task_identity):
+    data = make_data()
+    composed = PermutedInput(compose=True, first_task_identity=first_task_identity).make(data, seed=0)
+    drawn = PermutedInput(first_task_identity=first_task_identity).make(data, seed=0)
+    x = data.train.source.inputs.flatten(1)
+    for k in range(4):
+        x = x[:, drawn.permutation(k)]
+        assert torch.equal(inputs_of(composed.task(k).train).flatten(1), x)
+    assert torch.equal(inputs_of(composed.task(0).train), data.train.source.inputs) == first_task_identity
+
+
+def test_the_first_task_can_be_left_as_it_is(make_data):
+    data = make_data()
+    shift = PermutedInput(first_task_identity=True).make(data, seed=0)
+    assert shift.task(0).train is data.train
+    assert torch.equal(inputs_of(shift.task(1).train), inputs_of(PermutedInput().make(data, seed=0).task(1).train))
+
+
+def test_flat_inputs_have_entries_and_no_positions(make_data):
+    data = make_data(shape=(7,))
+    shift = PermutedInput().make(data, seed=0)
+    assert torch.equal(inputs_of(shift.task(2).train), data.train.source.inputs[:, shift.permutation(2)])
+    with pytest.raises(ConfigError, match=r"needs images \[c, h, w\], these data are flat vectors"):
+        PermutedInput(permuted=Permuted.spatial).make(data, seed=0)
+
+
+def test_labels_are_permuted_by_a_bijection_that_differs_between_tasks(make_data):
+    data = make_data(num_classes=10)
+    shift = PermutedOutput().make(data, seed=0)
+    assert shift.outputs == 10 and shift.num_tasks_possible is None
+    seen = set()
+    for k in range(10):
+        task = shift.task(k)
+        assert sorted(task.classes) == list(range(10)) and task.active_outputs == 10
+        inverse = {label: output for output, label in enumerate(task.classes)}
+        assert task.train.targets.tolist() == [inverse[label] for label in data.train.labels.tolist()]
+        assert torch.equal(task.train.rows, data.train.rows)
+        seen.add(task.classes)
+    assert len(seen) == 10
