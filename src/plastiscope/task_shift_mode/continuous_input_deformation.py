@@ -85,7 +85,7 @@ class ContinuousInputDeformation:
         if len(data.input_shape) != 3:
             raise ConfigError(
                 "task_shift_mode=continuous_input_deformation needs images [c, h, w], these data are flat vectors; "
-                "take image data (data.flatten=false where data offer it)"
+                "take image data (of the digits: data.image=true)"
             )
         return ContinuousInputDeformationTasks(data, self, seed)
 

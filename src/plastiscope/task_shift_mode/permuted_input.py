@@ -46,7 +46,7 @@ class PermutedInput:
         if self.permuted is Permuted.spatial and len(data.input_shape) != 3:
             raise ConfigError(
                 "task_shift_mode.permuted=spatial needs images [c, h, w], these data are flat vectors; "
-                "take permuted=entries, or image data (data.flatten=false where data offer it)"
+                "take permuted=entries, or image data (of the digits: data.image=true)"
             )
         return PermutedInputTasks(data, self, seed)
 
