@@ -5,6 +5,11 @@ Ranks, dormancy, unit replacement and replicas all read this one description.
 
 from dataclasses import dataclass
 
+from torch import Tensor, nn
+
+TIED = "an identity path ties its units to those of other layers"
+"""The reason why units of a residual group are not replaceable one layer at a time."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -21,9 +26,10 @@ class Site:
 
 @dataclass(frozen=True)
 class Wire:
-    """Part of a parameter that belongs to each unit of a layer: unit i owns columns i*block .. (i+1)*block - 1 of `axis`.
+    """Part of a parameter that belongs to each unit of a layer: unit i owns `block` columns from i*block of `axis`.
 
-    Block is 1 but where a convolution feeds a linear layer: a channel owns H*W columns. `offset` is the column of unit 0.
+    Block is 1 but where a convolution feeds a linear layer: a channel owns H*W columns. `offset` is the column of
+    unit 0.
     """
 
     parameter: str
@@ -42,10 +48,15 @@ class Layer:
         site: where its features appear, after the activation.
         incoming: weight and bias rows of each unit.
         norm: path of the normalisation that directly follows the incoming weights, or None.
-        consumers: every parameter that reads the units.
-        residual_group: name of the group of layers whose units are tied by identity paths, or None.
+        consumers: every parameter that reads the units, in order of execution (a block's convolution, then its shortcut).
+        residual_group: name of the group of layers whose units are tied by identity paths, or None; a unit of the group
+            is unit i of all its layers, read by the consumers of all of them.
         replaceable: whether a unit can be reset completely without touching an identity path.
         reason: why not, when it is not replaceable.
+        unit_axis: of the features: 1 for [b, units] and [b, units, *positions], 2 for [b, tokens, units].
+        activation: name of the activation as in `net.activation.Activation`; "" when there is none.
+        shortcut: weight and bias rows of the shortcut layer that is added to the same units before the activation.
+        shortcut_norm: path of the normalisation of the shortcut layer, or None.
     """
 
     name: str
@@ -57,19 +68,48 @@ class Layer:
     residual_group: str | None = None
     replaceable: bool = True
     reason: str = ""
+    unit_axis: int = 1
+    activation: str = ""
+    shortcut: tuple[Wire, ...] = ()
+    shortcut_norm: str | None = None
 
 
 @dataclass(frozen=True)
 class UnitDescription:
     """The hidden layers of a network in order from the input, and its head.
 
-    `head` is the path of the module that gives the outputs ("" when it is not known).
+    `head` is the path of the module that gives the outputs ("" when it is not known). Transformers have more sites,
+    which are no hidden layers: `attention_outputs` and `norm_outputs`, one unit per embedding dimension.
     """
 
     layers: tuple[Layer, ...]
     head: str
+    attention_outputs: tuple[Layer, ...] = ()
+    norm_outputs: tuple[Layer, ...] = ()
 
     @property
     def num_units(self) -> int:
         """All hidden units."""
         return sum(layer.width for layer in self.layers)
+
+
+def rows(net: nn.Module, module: str) -> tuple[Wire, ...]:
+    """Incoming wires of the units of a linear layer or convolution: weight rows and, where there is one, the bias."""
+    has_bias = getattr(net.get_submodule(module), "bias", None) is not None
+    return tuple(Wire(f"{module}.{name}", 0) for name in (("weight", "bias") if has_bias else ("weight",)))
+
+
+def width_of(net: nn.Module, module: str) -> int:
+    """Number of units (or outputs) of a linear layer or convolution."""
+    return net.get_parameter(f"{module}.weight").shape[0]
+
+
+def columns(module: str, block: int = 1) -> Wire:
+    """The wire by which a linear layer or convolution reads units: `block` columns of its weight each."""
+    return Wire(f"{module}.weight", 1, block)
+
+
+def by_unit(feature: Tensor, unit_axis: int) -> Tensor:
+    """Features as [b, units, positions], whatever the layer; positions = 1 for [b, units]. A view where that can be."""
+    feature = feature.movedim(unit_axis, 1)
+    return feature.unsqueeze(2) if feature.ndim == 2 else feature.flatten(2)
