@@ -33,8 +33,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plastiscope.data.samples import Batch
 from plastiscope.measure.keyed import named_seed
 from plastiscope.net.units import UnitDescription
+from plastiscope.run.snapshots import Snapshots
 from plastiscope.task_shift_mode.task import Task, TaskShift
 
 Numbers = dict[str, float]
@@ -57,10 +59,9 @@ class Context:
         optimizer: of the learner, for its learning rates and kind.
         batch_size: of training.
         run_folder: where artifacts go, through `folder(...)`.
-        initial_state: state dict at initialisation (snapshot 0), on the CPU.
-        task_initial_state: parameters right after begin_task (head reset or retraining done), on the device.
+        snapshots: the weights saved so far; snapshot 0 is the initialisation.
         batch_index, num_batches: position in the epoch; valid in batch events.
-        losses, logits: of the batch, from before the update; valid in on_batch_end.
+        batch, losses, logits: of the step, from before the update; valid in on_batch_end.
         epoch_row: numbers of the epoch's row so far; valid in on_epoch_end and after.
     """
 
@@ -74,19 +75,18 @@ class Context:
     batch_size: int
     run_folder: Path
     arch: str
-    initial_state: dict[str, Tensor]
+    snapshots: Snapshots
     task: Task | None = None
     epoch: int = 0
     epochs_completed: int = 0
-    task_initial_state: dict[str, Tensor] = field(default_factory=dict)
     batch_index: int = 0
     num_batches: int = 0
+    batch: Batch | None = None
     losses: Tensor | None = None
     logits: Tensor | None = None
     epoch_row: Numbers = field(default_factory=dict)
     rank: int = 0
     world: int = 1
-    timings: Numbers = field(default_factory=dict)
 
     @property
     def task_idx(self) -> int:
@@ -120,7 +120,8 @@ class Callback:
     """Base of everything that listens; an analysis is one. Override the events you need.
 
     A subclass is a `@dataclass(kw_only=True)` of its settings, as its YAML lists them. Events return the numbers to
-    log, or None. State that must survive a resume goes through `state_dict` (tensors, numbers, strings, containers).
+    log, or None. State that must survive a resume goes through `state_dict` (tensors, numbers, strings, containers);
+    an event replaces such values, it does not change them in place.
     """
 
     name: str = ""

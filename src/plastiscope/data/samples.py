@@ -28,7 +28,7 @@ class Source(Protocol):
 
     @property
     def ids(self) -> Tensor:
-        """Ids int64 [n] on the device; -1 where the official id is unknown."""
+        """Ids int64 [n] on the device, unique; negative where the official id is unknown."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -42,7 +42,7 @@ class Source(Protocol):
         """Number of samples."""
 
     def stream(self, rows: Tensor, size: int) -> Iterator[Tensor]:
-        """Normalised float32 inputs of `rows` (int64, on the device) in that order, `size` at a time, last one ragged."""
+        """Normalised float32 inputs of `rows` (int64, on the device) in that order, `size` at a time, last ragged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +115,8 @@ class Samples:
         return replace(self, transforms=(*self.transforms, transform))
 
     def gather(self, positions: Tensor, epoch: int | None = None) -> Batch:
-        """One batch of the samples at `positions` of this view."""
-        return next(self.batches(max(len(positions), 1), order=positions, epoch=epoch))
+        """One batch of the samples at `positions` of this view, at least one."""
+        return next(self.batches(len(positions), order=positions, epoch=epoch))
 
     def batches(
         self, size: int, order: Tensor | None = None, epoch: int | None = None, start: int = 0
@@ -131,6 +131,8 @@ class Samples:
         """
         rows, targets = (self.rows, self.targets) if order is None else (self.rows[order], self.targets[order])
         rows, targets = rows[start * size :], targets[start * size :]
+        if len(rows) == 0:
+            return
         ids = self.source.ids[rows]
         inputs = self.source.stream(rows, size)
         for x, y, i in zip(inputs, targets.split(size), ids.split(size), strict=True):

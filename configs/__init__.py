@@ -1,0 +1,1 @@
+"""The configs of plastiscope: config.yaml, and one folder per group."""

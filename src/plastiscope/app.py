@@ -1,0 +1,146 @@
+"""The console commands, thin: config in, run out.
+
+    plastiscope [overrides]             train; -m sweeps, launcher=slurm submits
+    plastiscope-resume FOLDER           go on with a run without retyping its command
+    plastiscope-status FOLDER ...       runs below the folders: state, progress, last numbers
+"""
+
+import argparse
+import contextlib
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from plastiscope.error import ConfigError, PlastiscopeError
+
+OmegaConf.register_new_resolver(
+    "short_hash", lambda text: hashlib.sha256(text.encode()).hexdigest()[:12], replace=True
+)
+
+
+@hydra.main(config_path="pkg://plastiscope.configs", config_name="config", version_base="1.3")
+def job(config: DictConfig) -> None:
+    """One job: a single run, or one of a sweep."""
+    from plastiscope.build import build
+    from plastiscope.experiment import note_failure, run
+
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    try:
+        run(build(config), folder, list(hydra_config.overrides.task))
+    except Exception as error:
+        if hydra_config.mode == RunMode.MULTIRUN:
+            note_failure(folder, error)
+        raise
+    finally:
+        with contextlib.suppress(OSError):  # Hydra made the folder; if nothing was begun in it, it goes
+            folder.rmdir()
+
+
+def main() -> None:
+    """`plastiscope`: train, with Hydra's errors and ours in one or two sentences."""
+    _exit_on_error(_run_hydra)
+
+
+def resume() -> None:
+    """`plastiscope-resume FOLDER [num_tasks=...] [--trust]`."""
+    parser = argparse.ArgumentParser(prog="plastiscope-resume", description="Go on with a run.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("changes", nargs="*", metavar="key=value", help="num_tasks, verbose, use_wandb, wandb.*, ...")
+    parser.add_argument("--trust", action="store_true", help="let config.yaml name classes of other packages")
+    arguments = parser.parse_args()
+
+    def go_on() -> None:
+        from plastiscope.experiment import resume as resume_run
+
+        resume_run(arguments.folder, arguments.changes, arguments.trust)
+
+    _exit_on_error(go_on)
+
+
+def status() -> None:
+    """`plastiscope-status FOLDER ...`."""
+    parser = argparse.ArgumentParser(prog="plastiscope-status", description="State of all runs below some folders.")
+    parser.add_argument("folders", type=Path, nargs="*", default=[Path("outputs")])
+    arguments = parser.parse_args()
+
+    def show() -> None:
+        from plastiscope.run.status import table
+
+        print(table(arguments.folders))
+
+    _exit_on_error(show)
+
+
+def _run_hydra() -> None:
+    asked = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing its own advice
+    try:
+        job()
+    except (HydraException, OmegaConfBaseException) as error:
+        if asked:
+            raise
+        raise ConfigError(_advice(str(error), sys.argv[1:])) from None
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR") if asked is None else os.environ.update(HYDRA_FULL_ERROR=asked)
+
+
+def _exit_on_error(command: Callable[[], None]) -> None:
+    try:
+        command()
+    except PlastiscopeError as error:
+        print(f"plastiscope: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _advice(text: str, arguments: list[str]) -> str:
+    """What to say instead of Hydra's message, which advises `+key=value` for every unknown key."""
+    found = re.search(r"Could not (?:override|append to config) '([^']+)'|Key '([^']+)' is not in struct", text)
+    if found is None or "Could not override" not in text:
+        return re.sub(r"\s*\n\s*", "\n  ", text.strip())
+    from plastiscope.build import known_analyses, nearest, not_selected
+
+    key = found.group(1) or found.group(2)
+    keys, chosen = _keys(arguments, key)
+    root = key.split(".")[0].split("@")[0]
+    if root in known_analyses() and root not in chosen:
+        return not_selected(root, chosen)
+    return f"{key}: there is no such setting{nearest(key, keys)}"
+
+
+def _keys(arguments: list[str], wrong: str) -> tuple[list[str], list[str]]:
+    """Dotted keys of the config without the overrides that name `wrong`, and the selected analyses."""
+    from hydra import compose, initialize_config_module
+
+    from plastiscope.build import selected
+
+    overrides = [a for a in arguments if "=" in a and not a.startswith(("-", "hydra", wrong))]
+    with initialize_config_module("plastiscope.configs", version_base="1.3"):
+        try:
+            config = compose("config", overrides)
+        except (HydraException, OmegaConfBaseException):
+            config = compose("config")
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    return _dotted(plain, ""), selected(plain)
+
+
+def _dotted(node: dict, prefix: str) -> list[str]:
+    keys = []
+    for key, value in node.items():
+        keys.append(f"{prefix}{key}")
+        if isinstance(value, dict):
+            keys += _dotted(value, f"{prefix}{key}.")
+    return [key for key in keys if "_target_" not in key]

@@ -1,0 +1,207 @@
+"""From the composed config to typed objects: each block is merged into the dataclass that its `_target_` names.
+
+There is no registry: `_target_` is it. Everything is checked here before any data, network or file is touched.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import import_module, resources
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from plastiscope.data.samples import DataConfig
+from plastiscope.error import ConfigError
+from plastiscope.event import Callback
+from plastiscope.learner.learner import LearnerConfig
+from plastiscope.net.foreign import Foreign
+from plastiscope.net.net import NetConfig
+from plastiscope.settings import Settings
+from plastiscope.task_shift_mode.task import TaskShiftConfig
+
+GROUPS = ("data", "net", "learner", "task_shift_mode")
+TRUSTED = ("plastiscope.", "torch.", "torchvision.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run as typed objects, nothing touched yet.
+
+    Attributes:
+        settings: the top level.
+        data, net, learner, task_shift_mode: the components.
+        analyses: the selected analyses, in order.
+        arch: short name of the network, for folders.
+        config: the resolved config as plain containers, every option with its value.
+    """
+
+    settings: Settings
+    data: DataConfig
+    net: NetConfig
+    learner: LearnerConfig
+    task_shift_mode: TaskShiftConfig
+    analyses: list[Callback]
+    arch: str
+    config: dict[str, Any]
+
+
+def build(config: DictConfig) -> Plan:
+    """Check a composed config and build its components.
+
+    Raises:
+        ConfigError: unknown key, wrong type, value out of range, settings of an analysis that is not selected.
+    """
+    try:
+        plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+    top = {field.name for field in dataclasses.fields(Settings)}
+    settings = merge(Settings, {key: value for key, value in plain.items() if key in top}, "")
+    extra = [key for key in plain if key not in top and key not in GROUPS]
+    analyses = [_analysis(key, plain[key], selected(plain), [*top, *GROUPS]) for key in extra]
+    parts = {key: component(plain.get(key), key) for key in GROUPS}
+    arch = str(plain["net"]["_target_"]).split(".")[-2 if _is_own(plain["net"]["_target_"]) else -1].lower()
+    resolved = {**OmegaConf.to_container(OmegaConf.structured(settings), enum_to_str=True)}  # type: ignore[dict-item]
+    resolved |= {key: _resolved(parts[key], plain[key]) for key in GROUPS}
+    resolved |= {key: _resolved(analysis, plain[key]) for key, analysis in zip(extra, analyses, strict=True)}
+    return Plan(settings=settings, analyses=analyses, arch=arch, config=resolved, **parts)
+
+
+def component(node: Any, key: str) -> Any:
+    """The object that the block `key` describes: its dataclass, filled in; a foreign network is wrapped."""
+    if not isinstance(node, dict) or not node.get("_target_") or node["_target_"] == "???":
+        raise ConfigError(f"{key}._target_ is missing: it names the class of the component, such as {key}=<option>")
+    target = locate(node["_target_"], key)
+    values = {name: value for name, value in node.items() if name != "_target_"}
+    if dataclasses.is_dataclass(target) and isinstance(target, type):
+        return merge(target, values, key)
+    if key != "net":
+        raise ConfigError(f"{key}._target_={node['_target_']}: must be a dataclass of settings (docs/extending.md)")
+    return Foreign(lambda: target(**values), node["_target_"])
+
+
+def merge(cls: type, values: dict[str, Any], key: str) -> Any:
+    """An instance of the dataclass `cls` with `values`, typed; errors name the whole key."""
+    prefix = f"{key}." if key else ""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(cls), values)
+        return OmegaConf.to_object(merged)
+    except ConfigError as error:
+        raise ConfigError(f"{prefix}{error}") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(_explain(error, cls, prefix)) from None
+
+
+def _explain(error: OmegaConfBaseException, cls: type, prefix: str) -> str:
+    where = str(error.full_key or error.key or "")
+    names = [field.name for field in dataclasses.fields(cls)]
+    if where and where.split(".")[0] not in names:
+        return f"{prefix}{where}: there is no such setting{nearest(where, names)}"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{prefix}{where} must be given"
+    return f"{prefix}{where}: {str(error).splitlines()[0]}"
+
+
+def locate(target: str, key: str) -> Any:
+    """The object that a dotted path names."""
+    if target.startswith("torchvision."):
+        from plastiscope.data.vision import vision
+
+        vision()
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key}._target_={target}: cannot be imported ({error}); check the path") from None
+
+
+def nearest(word: str, words: list[str]) -> str:
+    """"; did you mean ...?" for the nearest of `words`, or all of them."""
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(sorted(words))}"
+
+
+def selected(plain: dict[str, Any]) -> list[str]:
+    """Names of the selected analyses: those whose block has a `_target_`."""
+    return [k for k, v in plain.items() if k not in GROUPS and isinstance(v, dict) and "_target_" in v]
+
+
+def known_analyses() -> list[str]:
+    """Names of all analyses that come with plastiscope."""
+    folder = resources.files("plastiscope.configs") / "analysis"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def not_selected(name: str, chosen: list[str]) -> str:
+    """What to tell someone who sets an analysis that is not selected."""
+    return f"{name}: this analysis is not selected; select it with analysis=[{','.join([*chosen, name])}]"
+
+
+def _analysis(key: str, node: Any, chosen: list[str], keys: list[str]) -> Callback:
+    if isinstance(node, dict) and "_target_" in node:
+        analysis: Callback = component(node, key)
+        analysis.name = key
+        return analysis
+    known = known_analyses()
+    if key in known:
+        raise ConfigError(not_selected(key, chosen))
+    raise ConfigError(f"{key}: there is no such setting{nearest(key, keys + known)}")
+
+
+def _resolved(part: Any, node: dict[str, Any]) -> dict[str, Any]:
+    if not dataclasses.is_dataclass(part):
+        return node
+    values = OmegaConf.to_container(OmegaConf.structured(part), enum_to_str=True)
+    return {"_target_": node["_target_"], **values}  # type: ignore[dict-item]
+
+
+def _is_own(target: str) -> bool:
+    return target.startswith("plastiscope.")
+
+
+def read_config(folder: Path, trust: bool = False, changes: list[str] | None = None) -> DictConfig:
+    """The config of a run folder, with changes such as "num_tasks=10".
+
+    Raises:
+        ConfigError: there is none; or it names a class outside plastiscope, torch and torchvision, and `trust` is not set.
+    """
+    path = folder / "config.yaml"
+    if not path.exists():
+        raise ConfigError(f"{folder} is not a run folder: it has no config.yaml")
+    config = OmegaConf.load(path)
+    assert isinstance(config, DictConfig)
+    for key, node in config.items():
+        target = str(node.get("_target_", "plastiscope.")) if isinstance(node, DictConfig) else "plastiscope."
+        if not target.startswith(TRUSTED) and not trust:
+            raise ConfigError(
+                f"{path} wants to run {target} (under {key}), which is not part of plastiscope, torch or torchvision; "
+                "give --trust if you trust the folder"
+            )
+    try:
+        config.merge_with_dotlist(changes or [])
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+    return config
+
+
+def to_yaml(plain: dict[str, Any]) -> str:
+    """YAML text of plain containers."""
+    return OmegaConf.to_yaml(OmegaConf.create(plain))
+
+
+def config_hash(plain: dict[str, Any]) -> str:
+    """SHA-256 of a resolved config."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def differences(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
+    """Dotted keys at which two resolved configs differ."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        keys = [*ours, *(key for key in theirs if key not in ours)]
+        return [d for k in keys for d in differences(ours.get(k), theirs.get(k), f"{prefix}.{k}" if prefix else str(k))]
+    return [] if ours == theirs else [prefix]

@@ -1,0 +1,288 @@
+"""One run, from its plan to its finished folder: seed, build, resume, train, status, clean-up."""
+
+import contextlib
+import errno
+import platform
+import subprocess
+import sys
+import time
+import traceback
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from plastiscope.allocator import keep_freed_pages
+from plastiscope.build import Plan, build, config_hash, differences, read_config, to_yaml
+from plastiscope.data.samples import DataSet
+from plastiscope.error import ConfigError, PlastiscopeError, RunError
+from plastiscope.event import Context
+from plastiscope.learner.learner import Learner
+from plastiscope.measure.keyed import named_seed
+from plastiscope.net.describe import describe
+from plastiscope.run.folder import FolderLock
+from plastiscope.run.generators import seed_generators
+from plastiscope.run.journal import Journal
+from plastiscope.run.progress import Progress
+from plastiscope.run.signals import Preempted
+from plastiscope.run.status import State, read_status, write_status
+from plastiscope.run.storage import read_json, write_atomic, write_json
+from plastiscope.run.wandb_sink import WandbSink
+from plastiscope.settings import RESUMABLE
+from plastiscope.task_shift_mode.task import TaskShift
+from plastiscope.trainer import Trainer
+
+SCHEMA_VERSION = 1
+
+
+def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
+    """Train `plan` in `folder`, or go on where the folder stands.
+
+    Raises:
+        PlastiscopeError: what the user can mend; the status says `failed` if the run had begun.
+        SystemExit: a signal stopped the run, which is saved; the exit code is 128 + the signal's number.
+    """
+    stored = read_json(folder / "run.json")
+    if stored is not None and _finished(plan, folder):
+        print(f"{folder} is done already ({plan.settings.num_tasks} tasks); nothing to do. Raise num_tasks to go on.")
+        return
+    threads_before = torch.get_num_threads()
+    device = choose_device(plan.settings.device)
+    lock = journal = None
+    try:
+        _set_threads(plan, stored)
+        data, shift = load_tasks(plan, device)
+        learner = make_learner(plan, shift, data, device)
+        lock = FolderLock(folder)
+        write_status(folder, State.running, error=None)
+        _write_identity(plan, folder, data, shift.outputs, learner, device, overrides or [], stored)
+        journal = Journal(folder, plan.settings.snapshots, plan.settings.checkpoint_every_s)
+        trainer = _trainer(plan, shift, learner, journal, folder)
+        _resume(plan, trainer, journal)
+        trainer.run()
+        _draw(folder)
+        write_status(folder, State.done, num_tasks=plan.settings.num_tasks)
+        journal.say(f"done: {folder}")
+    except Preempted as stop:
+        raise SystemExit(128 + stop.signum) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            _fail(folder, lock, error)
+            raise
+        full = RunError(f"no space left on the device that holds {folder}; make room and start the same command again")
+        _fail(folder, lock, full)
+        raise full from None
+    except Exception as error:
+        _fail(folder, lock, error)
+        raise
+    finally:
+        if journal is not None:
+            journal.close(0 if read_status(folder).get("state") == State.done.value else 1)
+        if lock is not None:
+            lock.release()
+        torch.set_num_threads(threads_before)
+
+
+def resume(folder: Path, changes: list[str], trust: bool = False) -> None:
+    """Go on with the run in `folder`, with changes such as "num_tasks=10"."""
+    run(build(read_config(folder, trust, changes)), folder, changes)
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The torch device for `device`.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise ConfigError(f"device={wanted}: torch finds no such device here; use device=cpu or device=auto") from None
+    return device
+
+
+def load_tasks(plan: Plan, device: torch.device) -> tuple[DataSet, TaskShift]:
+    """The data and the sequence of tasks.
+
+    Raises:
+        ConfigError: more tasks are wanted than the data allow.
+        DataError: the data are missing or damaged.
+    """
+    data = plan.data.load(plan.settings.seed, device)
+    shift = plan.task_shift_mode.make(data, plan.settings.seed)
+    most = shift.num_tasks_possible
+    if most is not None and plan.settings.num_tasks > most:
+        raise ConfigError(f"num_tasks={plan.settings.num_tasks}: at most {most} are possible ({shift.limit_reason})")
+    return data, shift
+
+
+def make_net(plan: Plan, input_shape: tuple[int, ...], outputs: int, k: int = 0) -> nn.Module:
+    """The k-th freshly initialised network of a run on the CPU, always the same bits; k = 0 is the one it trains."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(named_seed(plan.settings.seed, "net", k))
+        return plan.net.make(input_shape, outputs)
+
+
+def make_learner(plan: Plan, shift: TaskShift, data: DataSet, device: torch.device) -> Learner:
+    """The learner with its network on the device, and the global generators seeded."""
+    keep_freed_pages()
+    net = make_net(plan, data.input_shape, shift.outputs)
+    with torch.random.fork_rng([]):
+        units = describe(net, torch.zeros(2, *data.input_shape))
+    net.to(device)
+    if getattr(net, "prefers_channels_last", False):
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    seed_generators(named_seed(plan.settings.seed, "run"))
+    return plan.learner.make(net, units, lambda k: make_net(plan, data.input_shape, shift.outputs, k), plan.settings.seed)
+
+
+def _trainer(plan: Plan, shift: TaskShift, learner: Learner, journal: Journal, folder: Path) -> Trainer:
+    settings = plan.settings
+    context = Context(
+        seed=settings.seed,
+        num_tasks=settings.num_tasks,
+        epochs=settings.epochs,
+        shift=shift,
+        net=learner.net,
+        units=learner.units,
+        optimizer=learner.optimizer,
+        batch_size=settings.batch_size,
+        run_folder=folder,
+        arch=plan.arch,
+        snapshots=journal.snapshots,
+    )
+    return Trainer(
+        learner=learner,
+        context=context,
+        callbacks=plan.analyses,
+        journal=journal,
+        batch_size=settings.batch_size,
+        eval_every=settings.eval_every,
+        selection=settings.selection,
+        verbose=settings.verbose,
+    )
+
+
+def _resume(plan: Plan, trainer: Trainer, journal: Journal) -> None:
+    """Take up the newest checkpoint, if there is one; open progress and mirror."""
+    loaded = journal.load_checkpoint()
+    if loaded is not None:
+        state, warning = loaded
+        trainer.load_state_dict(state)
+        at = trainer.position
+        if warning:
+            print(warning, file=sys.stderr)
+        print(f"going on at task {at.task}, epoch {at.epoch}, batch {at.batch}", flush=True)
+    if plan.settings.use_wandb:
+        journal.wandb = WandbSink(journal.folder, plan.settings.wandb, plan.config, journal.past_rows())
+        if journal.wandb.mode == "offline" and plan.settings.wandb.mode is None:
+            print("W&B: no key or no network, so offline; `wandb sync` sends it later, use_wandb=false turns it off")
+    total = plan.settings.num_tasks * plan.settings.epochs
+    done = trainer.position.task * plan.settings.epochs + trainer.position.epoch
+    journal.progress = Progress(total, done, plan.settings.verbose)
+
+
+def _finished(plan: Plan, folder: Path) -> bool:
+    """Whether the folder holds this run, finished.
+
+    Raises:
+        RunError: it holds another run.
+    """
+    theirs: Any = build(read_config(folder, trust=True)).config
+    other = [key for key in differences(plan.config, theirs) if key.split(".")[0] not in RESUMABLE]
+    if other:
+        raise RunError(
+            f"{folder} belongs to a run with other settings: {', '.join(other)}. "
+            "Give the same settings to go on, or another folder (hydra.run.dir=...) to start anew"
+        )
+    return read_status(folder).get("state") == State.done.value and theirs["num_tasks"] >= plan.settings.num_tasks
+
+
+def _set_threads(plan: Plan, stored: dict[str, Any] | None) -> None:
+    before = None if stored is None else stored.get("threads")
+    threads = before or plan.settings.threads
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if before is not None and plan.settings.threads not in (None, before):
+        print(f"threads={before}, as the run began: another count would change its numbers", flush=True)
+
+
+def _write_identity(
+    plan: Plan,
+    folder: Path,
+    data: DataSet,
+    outputs: int,
+    learner: Learner,
+    device: torch.device,
+    overrides: list[str],
+    stored: dict[str, Any] | None,
+) -> None:
+    """config.yaml, and run.json with all that tells the run from others; on a resume only what may change."""
+    write_atomic(folder / "config.yaml", to_yaml(plan.config).encode())
+    identity = stored or {
+        "schema_version": SCHEMA_VERSION,
+        "started": time.time(),
+        "versions": _versions(),
+        "revision": _revision(),
+        "command": sys.argv,
+        "overrides": overrides,
+        "seed": plan.settings.seed,
+        "threads": torch.get_num_threads(),
+        "arch": plan.arch,
+        "data": data.description,
+        "input_shape": list(data.input_shape),
+        "outputs": outputs,
+        "parameters": sum(p.numel() for p in learner.net.parameters()),
+        "units": learner.units.num_units,
+    }
+    write_json(folder / "run.json", {**identity, "device": str(device), "config_hash": config_hash(plan.config)})
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("plastiscope", "torch", "torchvision", "numpy", "hydra-core", "omegaconf", "wandb"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "none"
+    return found
+
+
+def _revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _draw(folder: Path) -> None:
+    from plastiscope.figure.run import draw_run
+
+    draw_run(folder)
+
+
+def _fail(folder: Path, lock: FolderLock | None, error: Exception) -> None:
+    """Say in the folder why the run failed, if the run had begun; unforeseen errors leave their traceback."""
+    if lock is None:
+        return
+    with contextlib.suppress(OSError):  # on a full disk the error itself must still reach the user
+        _record_failure(folder, error)
+
+
+def _record_failure(folder: Path, error: Exception) -> None:
+    if not isinstance(error, PlastiscopeError):
+        (folder / "traceback.txt").write_text("".join(traceback.format_exception(error)))
+    write_status(folder, State.failed, error=str(error) or type(error).__name__)
+
+
+def note_failure(folder: Path, error: Exception) -> None:
+    """Leave the reason in a job's folder when a job of a sweep failed before its run began."""
+    if not (folder / "status.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _record_failure(folder, error)

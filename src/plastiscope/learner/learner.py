@@ -1,0 +1,194 @@
+"""The learner: owner of the network and the optimiser; every update rule is one."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plastiscope.data.samples import Batch
+from plastiscope.error import ConfigError, require
+from plastiscope.measure.loss import per_sample_loss
+from plastiscope.net.units import UnitDescription
+from plastiscope.task_shift_mode.task import NewHead, Task
+
+InitialNet = Callable[[int], nn.Module]
+"""k -> a freshly initialised network; k = 0 is the run's own, k > 0 are others, each always the same bits."""
+
+
+class Optimizer(Enum):
+    """The optimisers of torch.optim."""
+
+    sgd = "sgd"
+    adam = "adam"
+    adamw = "adamw"
+
+
+class Reset(Enum):
+    """What is initialised anew when a task begins (the first one excepted)."""
+
+    nothing = "nothing"
+    head = "head"
+    network = "network"
+
+
+@dataclass(kw_only=True)
+class LearnerConfig:
+    """Settings every learner has; the base of the components of the config group `learner`."""
+
+    optimizer: Optimizer = Optimizer.sgd
+    lr: float = 0.05
+    """Step size at a task's start."""
+    momentum: float = 0.9
+    """Of SGD (heavy ball, torch's form)."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """Of Adam and AdamW."""
+    eps: float = 1e-8
+    """Of Adam and AdamW."""
+    weight_decay: float = 0.0
+    """lambda of the penalty lambda/2 ||theta||^2: gradient += lambda theta in SGD and Adam, decoupled in AdamW."""
+    milestones: list[int] = field(default_factory=list)
+    """Epochs of a task at which the step size is multiplied by `decay`; the schedule restarts with each task."""
+    decay: float = 0.2
+    """Factor at each milestone."""
+    clip_norm: float | None = None
+    """The gradient's total norm is clipped to this; null = never."""
+    reset: Reset = Reset.nothing
+    """What is initialised anew at a task's start."""
+    keep_optimizer_state: bool = False
+    """Leave the optimiser's state of what is reset as it is (as published)."""
+    keep_buffers: bool = False
+    """Leave running statistics as they are when the network is reset (as published)."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.lr >= 0, "lr", self.lr, "must be 0 or more")
+        require(0 <= self.momentum < 1, "momentum", self.momentum, "must be in [0, 1)")
+        require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two in [0, 1)")
+        require(self.eps > 0, "eps", self.eps, "must be more than 0")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "must be 0 or more")
+        require(self.decay > 0, "decay", self.decay, "must be more than 0")
+        require(self.milestones == sorted(self.milestones), "milestones", self.milestones, "must be ascending")
+        require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "must be more than 0 or null")
+
+    def make(self, net: nn.Module, units: UnitDescription, initial_net: InitialNet, seed: int) -> "Learner":
+        """The learner of `net`; update rules of their own override this."""
+        return Learner(self, net, units, initial_net)
+
+    def lr_at(self, epoch: int) -> float:
+        """Step size in epoch `epoch` of a task."""
+        return self.lr * self.decay ** sum(epoch >= milestone for milestone in self.milestones)
+
+
+def make_optimizer(config: LearnerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of the settings; fused kernels, which torch has for CPU and CUDA alike."""
+    shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+    if config.optimizer is Optimizer.sgd:
+        return torch.optim.SGD(parameters, momentum=config.momentum, **shared)
+    kind = torch.optim.Adam if config.optimizer is Optimizer.adam else torch.optim.AdamW
+    return kind(parameters, betas=(config.betas[0], config.betas[1]), eps=config.eps, **shared)
+
+
+class Learner:
+    """Gradient descent on the task's loss; `mechanism` is where a subclass acts after the optimiser's step.
+
+    Attributes:
+        on_backward, on_update: called in `step` when set; the trainer sets them when a callback listens.
+    """
+
+    def __init__(self, config: LearnerConfig, net: nn.Module, units: UnitDescription, initial_net: InitialNet) -> None:
+        """Own `net`; parameters that need no gradient are left alone."""
+        self.config, self.net, self.units, self.initial_net = config, net, units, initial_net
+        self.parameters = [p for p in net.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(config, self.parameters)
+        self.task: Task | None = None
+        self.on_backward: Callable[[], None] | None = None
+        self.on_update: Callable[[], None] | None = None
+
+    def take_up(self, task: Task) -> None:
+        """Work on `task` from here, changing nothing; all that a resume within the task needs."""
+        self.task = task
+
+    def begin_task(self, task: Task) -> None:
+        """Start `task`, already taken up: new head or reset, as the task and the settings say."""
+        if task.new_head is not NewHead.keep:
+            self._reset_head(task.index, zeros=task.new_head is NewHead.zeros)
+        if task.index == 0:
+            return
+        if self.config.reset is Reset.head:
+            self._reset_head(task.index, zeros=False)
+        elif self.config.reset is Reset.network:
+            self._reset_network(task.index)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set the step size of epoch `epoch` of the task."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr_at(epoch)
+
+    def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """One update: forward, loss, backward, optimiser, mechanism.
+
+        Returns:
+            Per-sample losses [b] and active outputs [b, k] from before the update, detached.
+        """
+        assert self.task is not None
+        self.optimizer.zero_grad()
+        outputs = self.net(batch.inputs)
+        if self.task.active_outputs < outputs.shape[1]:
+            outputs = outputs[:, : self.task.active_outputs]
+        losses = per_sample_loss(self.task.loss, outputs, batch.targets)
+        losses.backward(torch.full_like(losses, 1.0 / len(losses)))
+        if self.on_backward is not None:
+            self.on_backward()
+        if self.config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        self.optimizer.step()
+        if self.on_update is not None:
+            self.on_update()
+        self.mechanism()
+        return losses.detach(), outputs.detach()
+
+    def mechanism(self) -> None:
+        """What a learner does after the optimiser's step, such as replacing units; nothing here."""
+
+    def end_task(self) -> None:
+        """The task is over; nothing here."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resume needs besides the network's own state dict."""
+        return {"optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def forget_optimizer_state(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Clear momentum and moments of `parameters`, unless the settings keep them."""
+        if not self.config.keep_optimizer_state:
+            for parameter in parameters:
+                self.optimizer.state.pop(parameter, None)
+
+    def _reset_head(self, k: int, zeros: bool) -> None:
+        try:
+            head = self.net.get_submodule(self.units.head)
+        except AttributeError:
+            head = None
+        if head is None or not self.units.head:
+            raise ConfigError("the head of this network was not found, so it cannot be reset; use learner.reset=nothing")
+        with torch.no_grad():
+            if zeros:
+                for parameter in head.parameters():
+                    parameter.zero_()
+            else:
+                head.load_state_dict(self.initial_net(k).get_submodule(self.units.head).state_dict())
+        self.forget_optimizer_state(head.parameters())
+
+    def _reset_network(self, k: int) -> None:
+        fresh = self.initial_net(k).state_dict()
+        if self.config.keep_buffers:
+            for name, _ in self.net.named_buffers():
+                fresh.pop(name, None)
+        self.net.load_state_dict(fresh, strict=not self.config.keep_buffers)
+        self.forget_optimizer_state(self.parameters)

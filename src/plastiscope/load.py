@@ -1,0 +1,99 @@
+"""load_run: a run folder as an object."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from plastiscope.build import Plan, build, read_config
+from plastiscope.error import RunError
+from plastiscope.experiment import choose_device, load_tasks, make_net
+from plastiscope.run.log import read_rows
+from plastiscope.run.snapshots import Snapshots
+from plastiscope.run.status import read_status
+from plastiscope.run.storage import read_json
+from plastiscope.task_shift_mode.task import Task, TaskShift
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class LoadedRun:
+    """A run folder, read only.
+
+    Attributes:
+        folder: where it lies.
+        snapshots: the weights that were kept.
+    """
+
+    def __init__(self, folder: Path, trust: bool) -> None:
+        """Read `folder`."""
+        self.folder, self.snapshots = folder, Snapshots(folder / "snapshots")
+        self._plan: Plan = build(read_config(folder, trust))
+        self._about: dict[str, Any] = read_json(folder / "run.json") or {}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved config: every option with its value."""
+        return self._plan.config
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What the run is doing: state, progress, error."""
+        return read_status(self.folder)
+
+    @property
+    def metrics(self) -> "pd.DataFrame":
+        """All logged numbers, a row per epoch and per task end (column `kind`); NaN = not measured."""
+        import pandas as pd
+
+        return pd.DataFrame(read_rows(self.folder / "metrics.jsonl"))
+
+    @property
+    def timings(self) -> "pd.DataFrame":
+        """All that a clock measured, in seconds, by the same steps."""
+        import pandas as pd
+
+        return pd.DataFrame(read_rows(self.folder / "timings.jsonl"))
+
+    @cached_property
+    def shift(self) -> TaskShift:
+        """The sequence of tasks, rebuilt; reads the data."""
+        return load_tasks(self._plan, choose_device("cpu"))[1]
+
+    def task(self, k: int) -> Task:
+        """Task k as it was trained, rebuilt; reads the data."""
+        return self.shift.task(k)
+
+    def net(self, task: int | None = None, epochs_completed: int | None = None) -> nn.Module:
+        """The network with saved weights, on the CPU, in evaluation mode.
+
+        Args:
+            task: weights selected at the end of this task.
+            epochs_completed: weights after so many epochs of the run instead (0 = initialisation).
+
+        Raises:
+            RunError: there is no such snapshot; says which there are.
+        """
+        if (task is None) == (epochs_completed is None):
+            raise RunError("give either task=... or epochs_completed=...")
+        if epochs_completed is None:
+            assert task is not None
+            epochs_completed = (task + 1) * self._plan.settings.epochs
+        net = make_net(self._plan, tuple(self._about["input_shape"]), self._about["outputs"])
+        net.load_state_dict(self.snapshots.load(epochs_completed))
+        return net.eval()
+
+
+def load_run(folder: str | Path, trust: bool = False) -> LoadedRun:
+    """Open a run folder.
+
+    Args:
+        folder: the run folder.
+        trust: let its config.yaml name classes outside plastiscope, torch and torchvision.
+
+    Raises:
+        ConfigError: it is no run folder.
+    """
+    return LoadedRun(Path(folder), trust)

@@ -1,0 +1,142 @@
+"""The journal of one run: everything that the training loop writes goes through it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from plastiscope.error import require
+from plastiscope.run.checkpoint import Checkpoints
+from plastiscope.run.log import NumberLog, read_rows
+from plastiscope.run.progress import Progress
+from plastiscope.run.signals import StopRequest
+from plastiscope.run.snapshots import Snapshots
+from plastiscope.run.status import State, write_status
+from plastiscope.run.wandb_sink import WandbSink
+
+Row = dict[str, Any]
+Weights = Callable[[], dict[str, Tensor]]
+
+
+@dataclass(kw_only=True)
+class SnapshotSettings:
+    """Which weights are kept, `snapshots.*`; initialisation and task ends always are."""
+
+    every: int | None = None
+    """Also after every so many epochs; null = not."""
+    keep: int | None = None
+    """Of those, only the newest so many; null = all."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.every is None or self.every > 0, "every", self.every, "must be 1 or more, or null")
+        require(self.keep is None or self.keep >= 0, "keep", self.keep, "must be 0 or more, or null")
+
+
+class Journal:
+    """Logs, snapshots, checkpoints, status, progress and the W&B mirror of one run folder."""
+
+    def __init__(self, folder: Path, snapshots: SnapshotSettings, checkpoint_every_s: float) -> None:
+        """Write into `folder`, which is locked for us."""
+        self.folder = folder
+        self.metrics = NumberLog(folder / "metrics.jsonl")
+        self.timings = NumberLog(folder / "timings.jsonl")
+        self.snapshots = Snapshots(folder / "snapshots")
+        self.stop = StopRequest()
+        self.progress: Progress | None = None
+        self.wandb: WandbSink | None = None
+        self._checkpoints = Checkpoints(folder / "checkpoint")
+        self._snapshot_settings, self._every_s = snapshots, checkpoint_every_s
+        self._last_checkpoint = time.monotonic()
+        self._timing: Row = {}
+
+    def load_checkpoint(self) -> tuple[dict[str, Any], str] | None:
+        """State of the newest whole checkpoint and a warning; logs and snapshots are cut back to it.
+
+        None when there is none: then the logs are emptied, and snapshots deleted.
+        """
+        loaded = self._checkpoints.load()
+        state, about, warning = loaded or ({}, {"metrics": 0, "timings": 0, "epochs_completed": -1}, "")
+        self.metrics.cut_back(about["metrics"])
+        self.timings.cut_back(about["timings"])
+        self.snapshots.cut_back(about["epochs_completed"])
+        return (state, warning) if loaded else None
+
+    def past_rows(self) -> list[Row]:
+        """Rows of both logs, merged by step and kind, in the order they were written."""
+        timings = {(row["kind"], row["global_epoch"]): row for row in read_rows(self.timings.path)}
+        return [
+            {**timings.get((row["kind"], row["global_epoch"]), {}), **row} for row in read_rows(self.metrics.path)
+        ]
+
+    def time(self, key: str, seconds: float) -> None:
+        """Note a clock value for the row that comes next; values of one key add up."""
+        self._timing[key] = self._timing.get(key, 0.0) + seconds
+
+    def log(self, row: Row) -> None:
+        """Write a row (with `kind` and `global_epoch`) to metrics.jsonl and its clock values to timings.jsonl."""
+        timing = {key: row[key] for key in ("kind", "global_epoch", "task_idx")} | self._timing
+        self._timing = {}
+        self.metrics.append(row)
+        self.timings.append(timing)
+        if self.wandb is not None:
+            self.wandb.log(timing | row)
+        if row["kind"] == "epoch":
+            if self.progress is not None:
+                self.progress.epoch(row["task_idx"], row["epoch"], row)
+            progress = {"global_epoch": row["global_epoch"], "task_idx": row["task_idx"], "epoch": row["epoch"]}
+            write_status(self.folder, State.running, **progress, numbers=_headline(row))
+
+    def snapshot(self, epochs_completed: int, weights: dict[str, Tensor]) -> None:
+        """Keep the weights of initialisation or of a task's end."""
+        self.snapshots.save(epochs_completed, weights)
+
+    def snapshot_within_task(self, epochs_completed: int, epochs: int, weights: Weights) -> None:
+        """Keep weights within a task of `epochs` epochs, if `snapshots.every` asks for them."""
+        every, keep = self._snapshot_settings.every, self._snapshot_settings.keep
+        if every is None or epochs_completed % every or epochs_completed % epochs == 0:
+            return
+        self.snapshots.save(epochs_completed, weights())
+        if keep is not None:
+            passing = [e for e in self.snapshots.epochs() if e % epochs and e % every == 0]
+            for old in passing[: max(len(passing) - keep, 0)]:
+                self.snapshots.remove(old)
+
+    def checkpoint_is_due(self) -> bool:
+        """Whether the last checkpoint is old enough for the next epoch boundary to write one."""
+        return time.monotonic() - self._last_checkpoint >= self._every_s
+
+    def checkpoint(self, state: dict[str, Any], epochs_completed: int) -> None:
+        """Write a checkpoint of `state`, which stands after `epochs_completed` whole epochs."""
+        about = {"metrics": self.metrics.size(), "timings": self.timings.size(), "epochs_completed": epochs_completed}
+        self._checkpoints.save(state, about)
+        self._last_checkpoint = time.monotonic()
+
+    def preempted(self) -> None:
+        """Say in status.json that the run is saved and has stopped."""
+        write_status(self.folder, State.preempted)
+
+    def say(self, text: str) -> None:
+        """A line for the person who watches."""
+        if self.progress is not None:
+            self.progress.say(text)
+        else:
+            print(text, flush=True)
+
+    def close(self, exit_code: int = 0) -> None:
+        """Close files, bar and mirror; give the signals back."""
+        self.stop.restore()
+        if self.progress is not None:
+            self.progress.close()
+        self.metrics.close()
+        self.timings.close()
+        if self.wandb is not None:
+            self.wandb.close(exit_code)
+
+
+def _headline(row: Row) -> Row:
+    keys = ("epoch_loss", "epoch_accuracy", "validation_accuracy", "test_accuracy", "test_loss")
+    return {key: row[key] for key in keys if key in row}

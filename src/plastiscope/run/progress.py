@@ -1,0 +1,45 @@
+"""What a person sees of a run: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+
+class Progress:
+    """Progress over all epochs of a run."""
+
+    def __init__(self, total: int, done: int, verbose: bool = False) -> None:
+        """Show `total` epochs, of which `done` are behind us; `verbose` adds the seconds of each."""
+        self._bar: Any = None
+        self._verbose, self._last = verbose, time.perf_counter()
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=done, unit="epoch", dynamic_ncols=True)
+
+    def epoch(self, task_idx: int, epoch: int, row: dict[str, float]) -> None:
+        """An epoch is done."""
+        shown = ("epoch_loss", "epoch_accuracy", "validation_accuracy", "test_accuracy", "test_loss")
+        numbers = " ".join(f"{key.removeprefix('epoch_')}={row[key]:.4g}" for key in shown if key in row)
+        now = time.perf_counter()
+        if self._verbose:
+            numbers += f" seconds={now - self._last:.2f}"
+        self._last = now
+        if self._bar is not None:
+            self._bar.set_description(f"task {task_idx}", refresh=False)
+            self._bar.set_postfix_str(numbers, refresh=False)
+            self._bar.update()
+        else:
+            print(f"task {task_idx} epoch {epoch} {numbers}", flush=True)
+
+    def say(self, text: str) -> None:
+        """A line beside the bar."""
+        if self._bar is not None:
+            self._bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()

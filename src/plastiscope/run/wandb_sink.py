@@ -1,0 +1,104 @@
+"""The W&B mirror of metrics.jsonl and timings.jsonl: numbers only; without it nothing is missing."""
+
+import hashlib
+import os
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from plastiscope.run.storage import read_json, write_json
+
+Row = dict[str, Any]
+
+_NOT_LOGGED = {"kind"}
+
+
+@dataclass(kw_only=True)
+class WandbSettings:
+    """Settings of the mirror, `wandb.*`."""
+
+    project: str = "plastiscope"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    mode: str | None = None
+    """online, offline or disabled; null = online when a key is known, else offline."""
+
+
+class WandbSink:
+    """Sends rows to W&B; epoch and task-end rows of one step go as one, so neither is lost.
+
+    The run id follows from the folder. A resumed offline run is written anew from the logs, complete; a resumed online
+    run goes on behind the rows it has (`wandb.json` counts them).
+    """
+
+    def __init__(self, folder: Path, settings: WandbSettings, config: Row, past: list[Row]) -> None:
+        """Open the run; `past` are the rows that the logs hold already."""
+        import wandb
+
+        self.mode = settings.mode or ("online" if _has_key() and _reachable() else "offline")
+        self._folder, self._pending, self._sent = folder, {}, 0  # type: ignore[var-annotated]
+        self._skip = (read_json(folder / "wandb.json") or {}).get("rows", 0) if self.mode == "online" else 0
+        self._run: Any = wandb.init(
+            project=settings.project,
+            entity=settings.entity,
+            group=settings.group,
+            tags=settings.tags,
+            mode=self.mode,  # type: ignore[arg-type]
+            id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
+            name=folder.name,
+            resume="allow" if self.mode == "online" else None,
+            dir=str(folder),
+            config=config,
+            reinit="finish_previous",
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        self._run.define_metric("global_epoch")
+        self._run.define_metric("*", step_metric="global_epoch")
+        for row in past:
+            self.log(row)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Add a row; it goes out when a row of another step comes."""
+        if self._pending and row["global_epoch"] != self._pending["global_epoch"]:
+            self.flush()
+        self._pending.update({key: value for key, value in row.items() if key not in _NOT_LOGGED})
+
+    def flush(self) -> None:
+        """Send what is waiting."""
+        if self._pending:
+            if self._sent >= self._skip:
+                self._run.log(self._pending)
+                if self.mode == "online":
+                    write_json(self._folder / "wandb.json", {"rows": self._sent + 1})
+            self._sent += 1
+            self._pending = {}
+
+    def close(self, exit_code: int = 0) -> None:
+        """Send what is waiting and end the W&B run."""
+        self.flush()
+        self._run.finish(exit_code=exit_code)
+
+
+def _reachable() -> bool:
+    """Whether the server answers at all; an online run without network would wait for minutes."""
+    address = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        with socket.create_connection((address.hostname or "", port), timeout=3):
+            return True
+    except OSError:
+        return False
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        import netrc
+
+        return any("wandb" in host for host in netrc.netrc().hosts)
+    except (OSError, ValueError, ImportError):
+        return False

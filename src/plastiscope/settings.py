@@ -1,0 +1,51 @@
+"""The top level of the config: settings of the run itself, beside the groups."""
+
+from dataclasses import dataclass, field
+
+from plastiscope.error import require
+from plastiscope.run.journal import SnapshotSettings
+from plastiscope.run.wandb_sink import WandbSettings
+from plastiscope.trainer import Selection
+
+
+@dataclass(kw_only=True)
+class Settings:
+    """Settings of a run; configs/config.yaml lists the same fields."""
+
+    name: str = "run"
+    """Of the run; its folder is outputs/<name>/<net>/<time>."""
+    num_tasks: int = 5
+    epochs: int = 12
+    """Per task."""
+    batch_size: int = 64
+    seed: int = 0
+    device: str = "auto"
+    """auto (an accelerator if there is one), cpu, cuda, cuda:1."""
+    threads: int | None = None
+    """CPU threads of torch; null = as many as torch chooses. Other counts give other last bits."""
+    eval_every: int = 1
+    """Epochs between evaluations; a task's last epoch is always evaluated."""
+    selection: Selection = Selection.val_best
+    """Which of a task's weights go on into its analyses and the next task."""
+    checkpoint_every_s: float = 60.0
+    """Seconds after which the next epoch boundary writes a checkpoint; task ends and signals always do."""
+    verbose: bool = False
+    """Also print the train accuracy every 25 batches and the seconds of each epoch."""
+    use_wandb: bool = True
+    wandb: WandbSettings = field(default_factory=WandbSettings)
+    snapshots: SnapshotSettings = field(default_factory=SnapshotSettings)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(bool(self.name) and "/" not in self.name, "name", self.name, "must be a folder name")
+        for key in ("num_tasks", "epochs", "batch_size", "eval_every"):
+            require(getattr(self, key) >= 1, key, getattr(self, key), "must be 1 or more")
+        require(self.seed >= 0, "seed", self.seed, "must be 0 or more")
+        require(self.threads is None or self.threads >= 1, "threads", self.threads, "must be 1 or more, or null")
+        require(self.checkpoint_every_s >= 0, "checkpoint_every_s", self.checkpoint_every_s, "must be 0 or more")
+        kind = self.device.split(":")[0]
+        require(kind in ("auto", "cpu", "cuda", "mps"), "device", self.device, "must be auto, cpu, cuda or mps")
+
+
+RESUMABLE = ("num_tasks", "verbose", "use_wandb", "wandb", "checkpoint_every_s", "threads", "device")
+"""Settings that may differ when a run goes on."""
