@@ -1,0 +1,257 @@
+"""What all data sets of files or arrays share: their settings, and how raw splits become a `DataSet`."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from plastiscope.data.augmentation import AugmentationKind, make_augmentation
+from plastiscope.data.normalisation import NormalisationKind, automatic, constants
+from plastiscope.data.partition import noisy_labels, rank_in_class, validation_mask
+from plastiscope.data.raw_data import RawData, ResizedSource, Split
+from plastiscope.data.samples import DataSet, Normalisation, Samples, Source
+from plastiscope.error import ConfigError, DataError, require
+
+
+class TargetKind(Enum):
+    """What the loss sees."""
+
+    class_index = "class_index"
+    one_hot = "one_hot"
+    """Rows of num_classes floats."""
+    multi_hot = "multi_hot"
+    """Rows of zeros and ones, any number of ones; only from `arrays`."""
+    real = "real"
+    """Real values, one or several a sample; only from `arrays`."""
+
+
+@dataclass(kw_only=True)
+class FiniteData(ABC):
+    """Settings of every data set that has a training and a test split."""
+
+    PUBLISHED: ClassVar[tuple[tuple[float, ...], tuple[float, ...]] | None] = None
+    """Published mean and std per channel, of values divided by the scale."""
+    TARGETS: ClassVar[tuple[TargetKind, ...]] = (TargetKind.class_index, TargetKind.one_hot)
+    """Targets that these data can have."""
+
+    validation_per_class: int = 0
+    """The first so many training samples of each class in file order are for validation; their ids stay."""
+    validation_share: float = 0.0
+    """The same as a share of each class; at most one of the two."""
+    samples_per_class: int | None = None
+    """Train on the first so many samples of each class (after those for validation); null = all."""
+    test_samples_per_class: int | None = None
+    """Test on the first so many samples of each class; null = all."""
+    normalisation: NormalisationKind = NormalisationKind.published
+    """published, auto (from the training samples) or none; mean and std, if given, come first."""
+    mean: list[float] | None = None
+    """Given mean per channel or feature, of values divided by 255 (bytes) or 16 (digits); needs std."""
+    std: list[float] | None = None
+    """Given standard deviation; needs mean."""
+    augmentation: AugmentationKind = AugmentationKind.none
+    """none, crop_flip or incremental_cifar; drawn per sample and epoch, in training only."""
+    augment_test: bool = False
+    """Give the test samples the augmentation too, as published code did (evaluation then passes the epoch as key)."""
+    label_noise: float = 0.0
+    """Share of training samples whose label is moved to another class; both labels are kept."""
+    resize: int | None = None
+    """Pixels a side the network gets, by bilinear interpolation before any augmentation; null = as they are."""
+    targets: TargetKind = TargetKind.class_index
+    """class_index or one_hot."""
+    ids_file: str | None = None
+    """A .npy of int [n]: the official id of each training row, -1 where unknown; null = the row is the id."""
+
+    def __post_init__(self) -> None:
+        require(self.validation_per_class >= 0, "validation_per_class", self.validation_per_class, "must be 0 or more")
+        require(0 <= self.validation_share < 1, "validation_share", self.validation_share, "must be in [0, 1)")
+        require(
+            not (self.validation_per_class and self.validation_share),
+            "validation_share", self.validation_share, "cannot be set beside validation_per_class",
+        )  # fmt: skip
+        for name in ("samples_per_class", "test_samples_per_class", "resize"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "must be null, or 1 or more")
+        require((self.mean is None) == (self.std is None), "mean", self.mean, "must be given together with std")
+        require(0 <= self.label_noise <= 1, "label_noise", self.label_noise, "must be in [0, 1]")
+        names = " or ".join(kind.name for kind in self.TARGETS)
+        require(self.targets in self.TARGETS, "targets", self.targets.name, f"must be {names} for these data")
+
+    @abstractmethod
+    def read(self, device: torch.device) -> RawData:
+        """Read the files; raises DataError with what to do when they are missing or damaged."""
+
+    def published(self, raw: Source, rows: Tensor, scale: float) -> Normalisation:
+        """The normalisation that publications use; `rows` of `raw` are the training samples, if it needs them."""
+        if self.PUBLISHED is None:
+            raise ConfigError("normalisation=published: these data have none; take auto or none, or give mean and std.")
+        return constants(*self.PUBLISHED, scale, raw.input_shape, raw.device)
+
+    def load(self, seed: int, device: torch.device) -> DataSet:
+        """The data set under these settings; raises DataError and ConfigError."""
+        return assemble(self, self.read(device), seed, device)
+
+
+def _check_labels(split: Split, num_classes: int, name: str) -> None:
+    if len(split) == 0:
+        raise DataError(f"The {name} split has no samples.")
+    if split.labels is not None and not 0 <= split.labels.min() <= split.labels.max() < num_classes:
+        raise DataError(
+            f"Labels of the {name} split go from {split.labels.min()} to {split.labels.max()}, and with {num_classes} "
+            f"classes they must be 0 to {num_classes - 1}; check the files."
+        )
+
+
+def _kept_rows(settings: FiniteData, raw: RawData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of training, validation and test; without classes all samples count as one class."""
+    groups, test_groups = (
+        np.zeros(len(split), dtype=np.int64) if split.labels is None else split.labels
+        for split in (raw.train, raw.test)
+    )
+    validation = validation_mask(groups, settings.validation_per_class, settings.validation_share)
+    rows = np.flatnonzero(~validation)
+    missing = sorted(set(np.unique(groups)) - set(np.unique(groups[rows])))
+    if missing:
+        raise ConfigError(
+            f"validation_per_class={settings.validation_per_class}: leaves no training samples of class {missing[0]}, "
+            f"which has {(groups == missing[0]).sum()}; take fewer."
+        )
+    if settings.samples_per_class is not None:
+        rows = rows[rank_in_class(groups[rows]) < settings.samples_per_class]
+    test_rows = np.arange(len(test_groups))
+    if settings.test_samples_per_class is not None:
+        test_rows = np.flatnonzero(rank_in_class(test_groups) < settings.test_samples_per_class)
+    return rows, np.flatnonzero(validation), test_rows
+
+
+def _training_ids(ids_file: str | None, count: int) -> np.ndarray:
+    """Ids of the training rows; unknown ones become -1 - row, so that each sample keeps random numbers of its own."""
+    if ids_file is None:
+        return np.arange(count)
+    try:
+        ids = np.load(ids_file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"data.ids_file={ids_file} cannot be read as a .npy of integers ({error}).") from error
+    if not isinstance(ids, np.ndarray) or ids.shape != (count,) or ids.dtype.kind not in "iu":
+        shape = getattr(ids, "shape", "no array")
+        raise DataError(f"data.ids_file={ids_file} must hold {count} integers, one a training row; it has {shape}.")
+    ids = ids.astype(np.int64)
+    known = ids[ids >= 0]
+    if len(np.unique(known)) != len(known):
+        raise DataError(f"data.ids_file={ids_file} gives one id to several rows; ids must be unique.")
+    return np.where(ids >= 0, ids, -1 - np.arange(count))
+
+
+def _normalisation(settings: FiniteData, raw: Source, rows: Tensor, scale: float) -> Normalisation:
+    if settings.mean is not None and settings.std is not None:
+        return constants(settings.mean, settings.std, scale, raw.input_shape, raw.device)
+    if settings.normalisation is NormalisationKind.auto:
+        return automatic(raw.stream(rows, 2048), scale)
+    if settings.normalisation is NormalisationKind.none:
+        return constants([0.0], [1.0], scale, raw.input_shape, raw.device)
+    return settings.published(raw, rows, scale)
+
+
+def _sources(
+    settings: FiniteData, raw: RawData, rows: np.ndarray, device: torch.device
+) -> tuple[Source, Source, Normalisation]:
+    """The normalised training and test inputs."""
+    ids = torch.from_numpy(_training_ids(settings.ids_file, len(raw.train))).to(device)
+    unnormalised = raw.train.open(ids, None)
+    normalisation = _normalisation(settings, unnormalised, torch.from_numpy(rows).to(device), raw.scale)
+    train = raw.train.open(ids, normalisation)
+    test = raw.test.open(torch.arange(len(raw.test), device=device), normalisation)
+    if settings.resize is None:
+        return train, test, normalisation
+    if len(train.input_shape) != 3:
+        raise ConfigError(f"resize={settings.resize}: needs images, and one input here has shape {train.input_shape}.")
+    return ResizedSource(train, settings.resize), ResizedSource(test, settings.resize), normalisation
+
+
+def _view(
+    split: Split, source: Source, name: str, rows: np.ndarray, told: np.ndarray | None, one_hot: int | None
+) -> Samples:
+    """The samples `rows` of a split; `told` are the labels after noise, `one_hot` the number of classes or None."""
+    positions = torch.from_numpy(rows).to(source.device)
+    if split.labels is None or told is None:
+        assert split.targets is not None
+        empty = torch.empty((len(rows), 0), dtype=torch.int64, device=source.device)
+        targets = split.targets[positions]
+        return Samples(source=source, split=name, rows=positions, labels=empty, clean_labels=empty, targets=targets)
+    labels = torch.from_numpy(told).to(source.device)
+    return Samples(
+        source=source,
+        split=name,
+        rows=positions,
+        labels=labels,
+        clean_labels=torch.from_numpy(split.labels[rows]).to(source.device),
+        targets=labels if one_hot is None else F.one_hot(labels, one_hot).to(torch.float32),
+    )
+
+
+def _description(settings: FiniteData, raw: RawData, ids: Tensor, normalisation: Normalisation) -> dict[str, object]:
+    told = raw.train.targets if raw.train.labels is None else torch.from_numpy(raw.train.labels)
+    assert told is not None
+    return {
+        "data": type(settings).__name__,
+        "file_train": len(raw.train),
+        "file_test": len(raw.test),
+        "num_classes": raw.num_classes,
+        "label_hash": hashlib.sha256(told.cpu().numpy().tobytes()).hexdigest(),
+        "id_kind": "row" if settings.ids_file is None else "ids_file",
+        "ids_known": int((ids >= 0).sum()),
+        "mean": normalisation.mean.flatten().tolist(),
+        "std": normalisation.std.flatten().tolist(),
+        "scale": normalisation.scale,
+    }
+
+
+def assemble(settings: FiniteData, raw: RawData, seed: int, device: torch.device) -> DataSet:
+    """Turn two raw splits into training, validation and test samples: ids, normalisation, noise, augmentation.
+
+    Args:
+        settings: what the user asked for.
+        raw: what was read.
+        seed: of the run; keys label noise and augmentation.
+        device: where batches appear.
+
+    Raises:
+        DataError: no samples, or labels out of range.
+        ConfigError: settings that these data cannot meet.
+    """
+    _check_labels(raw.train, raw.num_classes, "training")
+    _check_labels(raw.test, raw.num_classes, "test")
+    if settings.label_noise and (raw.train.labels is None or raw.num_classes < 2):
+        raise ConfigError(f"label_noise={settings.label_noise}: needs class labels of at least two classes.")
+    rows, validation_rows, test_rows = _kept_rows(settings, raw)
+    train_source, test_source, normalisation = _sources(settings, raw, rows, device)
+    one_hot = raw.num_classes if settings.targets is TargetKind.one_hot else None
+
+    def view(split: Split, source: Source, name: str, rows: np.ndarray, noise: float = 0.0) -> Samples:
+        told = None if split.labels is None else noisy_labels(split.labels[rows], noise, raw.num_classes, seed)
+        return _view(split, source, name, rows, told, one_hot)
+
+    train = view(raw.train, train_source, "train", rows, settings.label_noise)
+    test = view(raw.test, test_source, "test", test_rows)
+    validation = view(raw.train, train_source, "validation", validation_rows) if len(validation_rows) else None
+    shape = train.input_shape
+    train = replace(train, augmentation=make_augmentation(settings.augmentation, seed, "train", shape))
+    if settings.augment_test:
+        test = replace(test, augmentation=make_augmentation(settings.augmentation, seed, "test", shape))
+    numbers = {"train": len(train), "validation": len(validation_rows), "test": len(test)}
+    numbers["noisy_labels"] = int((train.labels != train.clean_labels).sum())
+    return DataSet(
+        train=train,
+        validation=validation,
+        test=test,
+        num_classes=raw.num_classes,
+        class_names=raw.class_names,
+        coarse_classes=None if raw.coarse_classes is None else torch.from_numpy(raw.coarse_classes).to(device),
+        normalisation=normalisation,
+        description=numbers | _description(settings, raw, train_source.ids, normalisation),
+    )
