@@ -1,0 +1,18 @@
+"""What all tests share: the folder of real data."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def data_folder() -> Path:
+    """The folder of real data sets: MNIST, cifar-100-python-mini, imagenet32-mini, memorization."""
+    folder = os.environ.get("PLASTISCOPE_TEST_DATA")
+    if not folder:
+        pytest.skip("PLASTISCOPE_TEST_DATA does not name the folder of real data sets")
+    return Path(folder)

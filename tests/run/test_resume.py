@@ -1,0 +1,165 @@
+"""A run that was stopped and went on equals one that was never stopped, bit for bit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from plans import make_plan
+from plastiscope.experiment import run
+from plastiscope.learner.learner import Learner
+from plastiscope.run.status import read_status
+
+NOT_EQUAL = {"run.json", "status.json", "timings.jsonl", "summary.json", ".lock", "a.json", "b.json", "a.pt", "b.pt"}
+SMALL = ("num_tasks=3", "epochs=3", "threads=1", "learner.lr=0.01", "net.dropout=0.2", "selection=last", "analysis=[]")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a run folder that must be equal in equal runs."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in NOT_EQUAL
+    }
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    first, second = contents(one), contents(other)
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    run(make_plan(*SMALL), folder)
+    return folder
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, signum: int) -> None:
+    """Send ourselves a signal after so many steps of the learner."""
+    taken = 0
+    step = Learner.step
+
+    def counted(self, batch):
+        nonlocal taken
+        taken += 1
+        if taken == steps:
+            signal.raise_signal(signum)
+        return step(self, batch)
+
+    monkeypatch.setattr(Learner, "step", counted)
+
+
+@pytest.mark.parametrize(("steps", "signum"), [(2, signal.SIGTERM), (17, signal.SIGUSR2), (40, signal.SIGINT)])
+def test_signal_in_the_middle_of_an_epoch(uninterrupted, tmp_path, monkeypatch, steps, signum):
+    with monkeypatch.context() as patch:
+        stop_after(patch, steps, signum)
+        with pytest.raises(SystemExit) as stopped:
+            run(make_plan(*SMALL), tmp_path / "run")
+    assert stopped.value.code == 128 + signum
+    assert read_status(tmp_path / "run")["state"] == "preempted"
+    run(make_plan(*SMALL), tmp_path / "run")
+    assert read_status(tmp_path / "run")["state"] == "done"
+    assert_equal_runs(uninterrupted, tmp_path / "run")
+
+
+def test_signal_during_evaluation(uninterrupted, tmp_path, monkeypatch):
+    from plastiscope import trainer
+
+    calls, score = 0, trainer.score
+
+    def counted(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return score(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "score", counted)
+        with pytest.raises(SystemExit):
+            run(make_plan(*SMALL), tmp_path / "run")
+    assert read_status(tmp_path / "run")["state"] == "preempted"
+    run(make_plan(*SMALL), tmp_path / "run")
+    assert_equal_runs(uninterrupted, tmp_path / "run")
+
+
+def test_signal_that_its_former_handler_ignores_changes_nothing(uninterrupted, tmp_path, monkeypatch):
+    """A launcher that bypasses SIGTERM: the run saves itself, asks it, and goes on."""
+    ignored = []
+    before = signal.signal(signal.SIGTERM, lambda *_: ignored.append(1))
+    try:
+        with monkeypatch.context() as patch:
+            stop_after(patch, 20, signal.SIGTERM)
+            run(make_plan(*SMALL), tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ignored == [1]
+    assert_equal_runs(uninterrupted, tmp_path / "run")
+
+
+def test_more_tasks_extend_a_finished_run(uninterrupted, tmp_path):
+    run(make_plan(*SMALL, "num_tasks=1", "analysis=[]"), tmp_path / "run")
+    run(make_plan(*SMALL, "num_tasks=3", "analysis=[]"), tmp_path / "run")
+    run(make_plan(*SMALL, "num_tasks=3", "analysis=[]"), tmp_path / "whole")
+    assert contents(tmp_path / "run")["metrics.jsonl"] == contents(tmp_path / "whole")["metrics.jsonl"]
+    last = "snapshots/epoch_000009.pt"
+    assert contents(tmp_path / "run")[last] == contents(tmp_path / "whole")[last] == contents(uninterrupted)[last]
+
+
+def test_finished_run_is_left_alone(uninterrupted, capsys):
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
+    run(make_plan(*SMALL), uninterrupted)
+    assert "done already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")} == before
+
+
+def test_threads_are_restored_and_said(tmp_path, capsys):
+    few = ("num_tasks=1", "epochs=1", "analysis=[]")
+    run(make_plan(*few, "threads=1"), tmp_path / "run")
+    run(make_plan(*few, "num_tasks=2", "threads=2"), tmp_path / "run")
+    assert "threads=1, as the run began" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_sigkill_at_random_points(uninterrupted, tmp_path):
+    """Ten kills at random points of the process; what is there in the end equals the run that was never killed."""
+    folder, generator = tmp_path / "run", random.Random(0)
+    code = "import sys; from plans import make_plan; from plastiscope.experiment import run; from pathlib import Path; "
+    code += "run(make_plan(*sys.argv[2:]), Path(sys.argv[1]))"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", code, str(folder), *SMALL, "checkpoint_every_s=0"]
+    for _ in range(10):
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            lines = 0
+            for _line in process.stdout:  # kill after a random number of epochs' lines, so that some of each run is done
+                lines += 1
+                if lines > generator.randint(1, 3):
+                    process.send_signal(signal.SIGKILL)
+                    break
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    run_files, whole = contents(folder), contents(uninterrupted)
+    run_files.pop("config.yaml"), whole.pop("config.yaml")
+    assert [name for name in whole if run_files[name] != whole[name]] == []
+
+
+def test_truncated_checkpoint_falls_back(uninterrupted, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 60, signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            run(make_plan(*SMALL, "checkpoint_every_s=0"), folder)
+    newest = max((folder / "checkpoint").glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)
+    newest.write_bytes(newest.read_bytes()[:1000])
+    run(make_plan(*SMALL, "checkpoint_every_s=0"), folder)
+    assert f"{newest.name} is damaged; going on from the previous checkpoint" in capsys.readouterr().err
+    assert contents(folder)["metrics.jsonl"] == contents(uninterrupted)["metrics.jsonl"]
+    weights = [torch.load(f / "snapshots/epoch_000009.pt", weights_only=True) for f in (folder, uninterrupted)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
