@@ -7,12 +7,14 @@
 
 import argparse
 import contextlib
+import difflib
 import hashlib
 import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -36,10 +38,16 @@ def job(config: DictConfig) -> None:
 
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
+    sweep = hydra_config.mode == RunMode.MULTIRUN
     try:
         run(build(config), folder, list(hydra_config.overrides.task))
+    except PlastiscopeError as error:
+        if not sweep:
+            _exit(error)
+        note_failure(folder, error)
+        raise  # the launcher goes on with the other jobs
     except Exception as error:
-        if hydra_config.mode == RunMode.MULTIRUN:
+        if sweep:
             note_failure(folder, error)
         raise
     finally:
@@ -99,25 +107,32 @@ def _exit_on_error(command: Callable[[], None]) -> None:
     try:
         command()
     except PlastiscopeError as error:
-        print(f"plastiscope: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _exit(error)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _exit(error: PlastiscopeError) -> NoReturn:
+    print(f"plastiscope: {error}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 
 def _advice(text: str, arguments: list[str]) -> str:
     """What to say instead of Hydra's message, which advises `+key=value` for every unknown key."""
     found = re.search(r"Could not (?:override|append to config) '([^']+)'|Key '([^']+)' is not in struct", text)
     if found is None or "Could not override" not in text:
-        return re.sub(r"\s*\n\s*", "\n  ", text.strip())
+        return re.sub(r"\s*\n\s*", "\n  ", text.split("Config search path:")[0].strip())
     from plastiscope.build import known_analyses, nearest, not_selected
 
     key = found.group(1) or found.group(2)
     keys, chosen = _keys(arguments, key)
     root = key.split(".")[0].split("@")[0]
-    if root in known_analyses() and root not in chosen:
-        return not_selected(root, chosen)
-    return f"{key}: there is no such setting{nearest(key, keys)}"
+    meant = difflib.get_close_matches(root, known_analyses(), n=1, cutoff=0.8)
+    if meant and meant[0] not in chosen:
+        return not_selected(meant[0], chosen)
+    parent = key.rpartition(".")[0]
+    siblings = [k for k in keys if k.rpartition(".")[0] == parent] or [k for k in keys if "." not in k]
+    return f"{key}: there is no such setting{nearest(key, keys, siblings)}"
 
 
 def _keys(arguments: list[str], wrong: str) -> tuple[list[str], list[str]]:
@@ -134,13 +149,11 @@ def _keys(arguments: list[str], wrong: str) -> tuple[list[str], list[str]]:
             config = compose("config")
     plain = OmegaConf.to_container(config, resolve=False)
     assert isinstance(plain, dict)
-    return _dotted(plain, ""), selected(plain)
+    return _dotted(plain, ""), selected(plain)  # type: ignore[arg-type]
 
 
-def _dotted(node: dict, prefix: str) -> list[str]:
+def _dotted(node: dict[Any, Any], prefix: str) -> list[str]:
     keys = []
     for key, value in node.items():
-        keys.append(f"{prefix}{key}")
-        if isinstance(value, dict):
-            keys += _dotted(value, f"{prefix}{key}.")
+        keys += _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
     return [key for key in keys if "_target_" not in key]

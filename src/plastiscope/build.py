@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from importlib import import_module, resources
 from pathlib import Path
@@ -100,10 +101,12 @@ def merge(cls: type, values: dict[str, Any], key: str) -> Any:
 def _explain(error: OmegaConfBaseException, cls: type, prefix: str) -> str:
     where = str(error.full_key or error.key or "")
     names = [field.name for field in dataclasses.fields(cls)]
-    if where and where.split(".")[0] not in names:
+    if where and re.split(r"[.\[]", where)[0] not in names:
         return f"{prefix}{where}: there is no such setting{nearest(where, names)}"
     if isinstance(error, MissingMandatoryValue):
         return f"{prefix}{where} must be given"
+    if "is not a ListConfig" in str(error):
+        return f"{prefix}{where}: must be a list, such as [1,2]"
     return f"{prefix}{where}: {str(error).splitlines()[0]}"
 
 
@@ -120,10 +123,10 @@ def locate(target: str, key: str) -> Any:
         raise ConfigError(f"{key}._target_={target}: cannot be imported ({error}); check the path") from None
 
 
-def nearest(word: str, words: list[str]) -> str:
-    """"; did you mean ...?" for the nearest of `words`, or all of them."""
+def nearest(word: str, words: list[str], shown: list[str] | None = None) -> str:
+    """"; did you mean ...?" for the nearest of `words`, or a list of those to be shown (all of them by default)."""
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(sorted(words))}"
+    return f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(sorted(shown or words))}"
 
 
 def selected(plain: dict[str, Any]) -> list[str]:
@@ -175,7 +178,8 @@ def read_config(folder: Path, trust: bool = False, changes: list[str] | None = N
         raise ConfigError(f"{folder} is not a run folder: it has no config.yaml")
     config = OmegaConf.load(path)
     assert isinstance(config, DictConfig)
-    for key, node in config.items():
+    for key in map(str, config):
+        node = config[key]
         target = str(node.get("_target_", "plastiscope.")) if isinstance(node, DictConfig) else "plastiscope."
         if not target.startswith(TRUSTED) and not trust:
             raise ConfigError(

@@ -76,6 +76,11 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes() -> bytes:
+    """Empty bytes in protocol 2, a call without arguments."""
+    return b""
+
+
 def _storage(data: bytes) -> object:
     return torch.load(io.BytesIO(data), weights_only=True)
 
@@ -88,7 +93,7 @@ _ADMITTED: dict[tuple[str, str], object] = {
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch.storage", "_load_from_bytes"): _storage,
     **{(module, name): kind for module in ("builtins", "__builtin__") for name, kind in (
-        ("set", set), ("frozenset", frozenset), ("complex", complex))},
+        ("set", set), ("frozenset", frozenset), ("complex", complex), ("bytes", _no_bytes))},
     **{(f"numpy.{core}.{module}", name): function for core in ("core", "_core") for module, name, function in (
         ("multiarray", "_reconstruct", _reconstruct),
         ("multiarray", "scalar", _scalar),

@@ -142,8 +142,8 @@ def capture(net: nn.Module, sites: Iterable[Site], receive: Receive) -> Iterator
         fired.clear()
         if silent:
             raise ConfigError(
-                f"{len(silent)} activation(s) did not run in a forward, such as {silent[0]}: they were passed by (a fused "
-                "path, or a branch not taken). Make the network call them, or leave these layers out."
+                f"{len(silent)} activation(s) did not run in a forward, such as {silent[0]}: they were passed by (a "
+                "fused path, or a branch not taken). Make the network call them, or leave these layers out."
             )
 
     modules = {site.module: paths[site.module] for site in wanted if site.function is None}

@@ -48,7 +48,7 @@ class Layer:
         site: where its features appear, after the activation.
         incoming: weight and bias rows of each unit.
         norm: path of the normalisation that directly follows the incoming weights, or None.
-        consumers: every parameter that reads the units, in order of execution (a block's convolution, then its shortcut).
+        consumers: every parameter that reads the units, in order of execution (of a block: convolution, shortcut).
         residual_group: name of the group of layers whose units are tied by identity paths, or None; a unit of the group
             is unit i of all its layers, read by the consumers of all of them.
         replaceable: whether a unit can be reset completely without touching an identity path.
