@@ -58,6 +58,8 @@ class Context:
         units: its unit description.
         optimizer: of the learner, for its learning rates and kind.
         batch_size: of training.
+        learner_resets_head: the learner initialises the head (or all) anew at every task but the first, so that the
+            outputs of one task mean nothing in another.
         run_folder: where artifacts go, through `folder(...)`.
         snapshots: the weights saved so far; snapshot 0 is the initialisation.
         batch_index, num_batches: position in the epoch; valid in batch events.
@@ -87,6 +89,7 @@ class Context:
     epoch_row: Numbers = field(default_factory=dict)
     rank: int = 0
     world: int = 1
+    learner_resets_head: bool = False
 
     @property
     def task_idx(self) -> int:

@@ -17,9 +17,9 @@ from torch import nn
 from plastiscope.allocator import keep_freed_pages
 from plastiscope.build import Plan, build, config_hash, differences, read_config, to_yaml
 from plastiscope.data.samples import DataSet
-from plastiscope.error import ConfigError, PlastiscopeError, RunError
+from plastiscope.error import ConfigError, RunError
 from plastiscope.event import Context
-from plastiscope.learner.learner import Learner
+from plastiscope.learner.learner import Learner, Reset
 from plastiscope.measure.keyed import named_seed
 from plastiscope.net.describe import describe
 from plastiscope.run.folder import FolderLock
@@ -155,6 +155,7 @@ def _trainer(plan: Plan, shift: TaskShift, learner: Learner, journal: Journal, f
         run_folder=folder,
         arch=plan.arch,
         snapshots=journal.snapshots,
+        learner_resets_head=plan.learner.reset is not Reset.nothing,
     )
     return Trainer(
         learner=learner,
@@ -268,7 +269,7 @@ def _draw(folder: Path) -> None:
 
 
 def _fail(folder: Path, lock: FolderLock | None, error: Exception) -> None:
-    """Say in the folder why the run failed, if the run had begun; unforeseen errors leave their traceback."""
+    """Say in the folder why the run failed, if the run had begun."""
     if lock is None:
         return
     with contextlib.suppress(OSError):  # on a full disk the error itself must still reach the user
@@ -276,8 +277,7 @@ def _fail(folder: Path, lock: FolderLock | None, error: Exception) -> None:
 
 
 def _record_failure(folder: Path, error: Exception) -> None:
-    if not isinstance(error, PlastiscopeError):
-        (folder / "traceback.txt").write_text("".join(traceback.format_exception(error)))
+    (folder / "traceback.txt").write_text("".join(traceback.format_exception(error)))
     write_status(folder, State.failed, error=str(error) or type(error).__name__)
 
 
