@@ -91,6 +91,8 @@ def _wired(graph: Graph, node: Node, bare: Layer) -> tuple[Layer, Readers]:
     feature_node, feature_site = graph.pooled(node)
     read = graph.readers(feature_node, width, axis)
     obstacles += read.obstacles
+    if read.is_output:
+        obstacles.append("its units are among the outputs")
     if not (read.wires or read.is_tied):
         obstacles.append("nothing reads its units")
     layer = Layer(

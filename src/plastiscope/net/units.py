@@ -54,7 +54,7 @@ class Layer:
         replaceable: whether a unit can be reset completely without touching an identity path.
         reason: why not, when it is not replaceable.
         unit_axis: of the features: 1 for [b, units] and [b, units, *positions], 2 for [b, tokens, units].
-        activation: name of the activation as in `net.activation.Activation`; "" when there is none.
+        activation: its name in torch.nn.functional, such as "relu"; "" when there is none.
         shortcut: weight and bias rows of the shortcut layer that is added to the same units before the activation.
         shortcut_norm: path of the normalisation of the shortcut layer, or None.
     """

@@ -89,7 +89,8 @@ class Graph:
         _Shapes(fx.GraphModule(net, graph)).run(example)
         self.nodes = [node for node in graph.nodes if "shape" in node.meta or node.op == "output"]
         self.modules = dict(net.named_modules())
-        self.parameters = {name for name, _ in net.named_parameters()}
+        owners = Counter(id(p) for module in net.modules() for p in module.parameters(recurse=False))
+        self.parameters = {name for name, parameter in net.named_parameters() if owners[id(parameter)] == 1}
         self.calls = Counter(node.target for node in self.nodes if node.op == "call_module")
         self.sites: dict[Node, Site] = {}
         self.depth: dict[Node, int] = {}
