@@ -77,7 +77,7 @@ class Arrays(FiniteData):
                 f"No file {self.file}. Make it with numpy.savez(file, {', '.join(f'{k}=...' for k in _KEYS)})."
             )
         try:
-            with np.load(self.file, allow_pickle=False) as content:
+            with open(self.file, "rb") as file, np.load(file, allow_pickle=False) as content:
                 arrays = {name: content[name] for name in content.files}
         except (OSError, ValueError, EOFError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{self.file} is damaged, or no .npz of plain arrays ({error}); write it again.") from error

@@ -87,7 +87,7 @@ def make_class_arrays(images: Path, out: Path, size: int = 32, rows: int | None 
     """Write `out`/classes/{k}.npy and wnids.txt from `images`/<class>/<image files>; returns the number of classes.
 
     Classes and images in the order of their names. Each image is turned to RGB, cropped to its central square and
-    shrunk with PIL's BOX filter, the mean over each pixel's area.
+    shrunk with PIL's BOX filter, the mean over each pixel's area (rounded once along each axis).
     """
     from PIL import Image
 

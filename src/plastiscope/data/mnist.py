@@ -72,7 +72,9 @@ class Mnist(FiniteData):
             splits = [kind(self.folder, train=train, download=not here) for train in (True, False)]
         except (OSError, RuntimeError, ValueError, AssertionError) as error:
             what = "is damaged" if here else "is not there and could not be downloaded"
-            raise DataError(f"MNIST in {self.folder} {what} ({error}). " + self._where()) from error
+            raise DataError(
+                f"MNIST in {self.folder} {what} ({' '.join(str(error).split())}). " + self._where()
+            ) from error
         return [array.numpy() for split in splits for array in (split.data, split.targets)]
 
     def _where(self) -> str:

@@ -1,0 +1,63 @@
+"""The rules on label arrays against their plain definitions, and mean and std against numpy."""
+
+import numpy as np
+import pytest
+import torch
+
+from plastiscope.data.normalisation import automatic, constants, statistics
+from plastiscope.data.partition import noisy_labels, rank_in_class, validation_mask
+from plastiscope.error import ConfigError
+
+labels_of_five = np.random.RandomState(0).randint(0, 5, 203)
+
+
+def test_rank_in_class_counts_the_earlier_samples_of_the_class():
+    expected = [(labels_of_five[:i] == labels_of_five[i]).sum() for i in range(len(labels_of_five))]
+    assert rank_in_class(labels_of_five).tolist() == expected
+
+
+@pytest.mark.parametrize(("per_class", "share"), [(7, 0.0), (0, 0.0), (0, 0.1), (0, 0.5)])
+def test_validation_takes_the_first_of_each_class_in_file_order(per_class, share):
+    mask = validation_mask(labels_of_five, per_class, share)
+    for k in range(5):
+        rows = np.flatnonzero(labels_of_five == k)
+        count = per_class or int(share * len(rows) + 0.5)
+        assert np.flatnonzero(mask & (labels_of_five == k)).tolist() == rows[:count].tolist()
+
+
+def test_label_noise_follows_the_protocol_line_by_line():
+    labels = np.random.RandomState(9).randint(0, 10, 1797)
+    noisy = noisy_labels(labels, 0.1, 10, seed=3)
+    random, expected = np.random.RandomState(3), labels.copy()
+    ids = random.choice(1797, 180, replace=False)
+    expected[ids] = (expected[ids] + random.randint(1, 10, size=180)) % 10
+    assert noisy.tolist() == expected.tolist()
+    assert (noisy != labels).sum() == 180
+    assert (noisy_labels(labels, 0.02, 10, seed=0) != labels).sum() == 36
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+@pytest.mark.parametrize("shape", [(7,), (3, 5, 4)])
+def test_statistics_equal_numpy(shape, offset):
+    x = np.random.RandomState(1).randn(50, *shape) + offset
+    axes = (0, 2, 3) if len(shape) == 3 else 0
+    mean, std = statistics(torch.from_numpy(x).split(8), scale=2.0)
+    np.testing.assert_allclose(mean.flatten(), (x / 2).mean(axes), rtol=1e-12)
+    np.testing.assert_allclose(std.flatten(), (x / 2).std(axes), rtol=1e-9)
+    sample = statistics(torch.from_numpy(x).split(8), scale=2.0, correction=1)[1]
+    np.testing.assert_allclose(sample.flatten(), (x / 2).std(axes, ddof=1), rtol=1e-9)
+
+
+def test_automatic_leaves_what_never_varies_at_zero():
+    x = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
+    assert automatic([x], 1.0)(x.clone()).tolist() == [[-1.0, 0.0], [1.0, 0.0]]
+
+
+def test_constants_fit_channels_and_features_or_are_refused():
+    cpu = torch.device("cpu")
+    assert constants([1, 2, 3], [1, 1, 1], 255.0, (3, 4, 4), cpu).mean.shape == (3, 1, 1)
+    assert constants([0.5], [2.0], 1.0, (64,), cpu)(torch.ones(1, 64)).unique().tolist() == [0.25]
+    with pytest.raises(ConfigError, match=r"mean=\[0.1, 0.2\]: must be 1 number or 3"):
+        constants([0.1, 0.2], [1.0], 255.0, (3, 4, 4), cpu)
+    with pytest.raises(ConfigError, match=r"std=\[0.0\]: must be above 0"):
+        constants([0.1], [0.0], 255.0, (3, 4, 4), cpu)
