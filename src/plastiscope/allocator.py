@@ -1,7 +1,7 @@
 """glibc's allocator, told to keep the pages it has: without this a CPU training step pays for them again and again.
 
-By default glibc serves a large tensor with fresh pages of its own (mmap above a threshold) and gives the top of the heap
-back when a step frees it (trim); the next step faults every page in again. docs/benchmarks.md has the figures.
+By default glibc serves a large tensor with fresh pages of its own (mmap above a threshold) and gives the top of the
+heap back when a step frees it (trim); the next step faults every page in again. docs/benchmarks.md has the figures.
 """
 
 import ctypes

@@ -1,8 +1,8 @@
 """The console commands, thin: config in, run out.
 
-    plastiscope [overrides]             train; -m sweeps, launcher=slurm submits
-    plastiscope-resume FOLDER           go on with a run without retyping its command
-    plastiscope-status FOLDER ...       runs below the folders: state, progress, last numbers
+- `plastiscope [overrides]`: train; -m sweeps, launcher=slurm submits
+- `plastiscope-resume FOLDER`: go on with a run without retyping its command
+- `plastiscope-status FOLDER ...`: runs below the folders, with state, progress, last numbers
 """
 
 import argparse
@@ -38,17 +38,14 @@ def job(config: DictConfig) -> None:
 
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
-    sweep = hydra_config.mode == RunMode.MULTIRUN
     try:
         run(build(config), folder, list(hydra_config.overrides.task))
-    except PlastiscopeError as error:
-        if not sweep:
-            _exit(error)
-        note_failure(folder, error)
-        raise  # the launcher goes on with the other jobs
     except Exception as error:
-        if sweep:
+        if hydra_config.mode == RunMode.MULTIRUN:  # the launcher goes on with the other jobs
+            print(f"failed: {folder}: {error}", file=sys.stderr)
             note_failure(folder, error)
+        elif isinstance(error, PlastiscopeError):
+            _exit(error)
         raise
     finally:
         with contextlib.suppress(OSError):  # Hydra made the folder; if nothing was begun in it, it goes

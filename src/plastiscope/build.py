@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from importlib import import_module, resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -89,6 +89,9 @@ def component(node: Any, key: str) -> Any:
 def merge(cls: type, values: dict[str, Any], key: str) -> Any:
     """An instance of the dataclass `cls` with `values`, typed; errors name the whole key."""
     prefix = f"{key}." if key else ""
+    for field in dataclasses.fields(cls):  # nested settings first, so that an error names the whole key
+        if dataclasses.is_dataclass(field.type) and isinstance(values.get(field.name), dict):
+            merge(cast(type, field.type), values[field.name], f"{prefix}{field.name}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(cls), values)
         return OmegaConf.to_object(merged)
@@ -171,7 +174,7 @@ def read_config(folder: Path, trust: bool = False, changes: list[str] | None = N
     """The config of a run folder, with changes such as "num_tasks=10".
 
     Raises:
-        ConfigError: there is none; or it names a class outside plastiscope, torch and torchvision, and `trust` is not set.
+        ConfigError: there is none; or it names a class outside plastiscope, torch and torchvision, without `trust`.
     """
     path = folder / "config.yaml"
     if not path.exists():

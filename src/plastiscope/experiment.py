@@ -32,7 +32,7 @@ from plastiscope.run.storage import read_json, write_atomic, write_json
 from plastiscope.run.wandb_sink import WandbSink
 from plastiscope.settings import RESUMABLE
 from plastiscope.task_shift_mode.task import TaskShift
-from plastiscope.trainer import Trainer
+from plastiscope.trainer import Selection, Trainer
 
 SCHEMA_VERSION = 1
 
@@ -115,6 +115,11 @@ def load_tasks(plan: Plan, device: torch.device) -> tuple[DataSet, TaskShift]:
     """
     data = plan.data.load(plan.settings.seed, device)
     shift = plan.task_shift_mode.make(data, plan.settings.seed)
+    if plan.settings.selection is Selection.val_best and shift.task(0).validation is None:
+        raise ConfigError(
+            "selection=val_best needs validation samples, these data have none; "
+            "set data.validation_share=0.1 or selection=last"
+        )
     most = shift.num_tasks_possible
     if most is not None and plan.settings.num_tasks > most:
         raise ConfigError(f"num_tasks={plan.settings.num_tasks}: at most {most} are possible ({shift.limit_reason})")
@@ -138,7 +143,11 @@ def make_learner(plan: Plan, shift: TaskShift, data: DataSet, device: torch.devi
     if getattr(net, "prefers_channels_last", False):
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     seed_generators(named_seed(plan.settings.seed, "run"))
-    return plan.learner.make(net, units, lambda k: make_net(plan, data.input_shape, shift.outputs, k), plan.settings.seed)
+
+    def initial_net(k: int) -> nn.Module:
+        return make_net(plan, data.input_shape, shift.outputs, k)
+
+    return plan.learner.make(net, units, initial_net, plan.settings.seed)
 
 
 def _trainer(plan: Plan, shift: TaskShift, learner: Learner, journal: Journal, folder: Path) -> Trainer:

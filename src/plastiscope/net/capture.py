@@ -73,7 +73,7 @@ def watch(net: nn.Module, modules: Mapping[str, nn.Module], functions: bool, rec
     """Call `receive(site, output)` at each call of `modules` and, if `functions`, at each functional activation.
 
     Calls are counted from 0 in each forward of `net`. A functional call inside an activation module is that module's
-    own and is left out. The fused path of torch's transformer modules, which hides activations, is off inside.
+    own and is left out. torch's transformer layers leave their fused path, which hides activations, when they see hooks.
     """
     counts: Counter[tuple[str, str | None]] = Counter()
     running: list[tuple[str, bool]] = []
@@ -96,10 +96,7 @@ def watch(net: nn.Module, modules: Mapping[str, nn.Module], functions: bool, rec
         counts.clear()
         running.clear()
 
-    fused = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
-        torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(net.register_forward_pre_hook(begin).remove)
         for path, module in paths.items():
             entry = (path, isinstance(module, tuple(ACTIVATION_MODULES)))

@@ -1,0 +1,56 @@
+"""Colours, axes and writing that all figures share; no global state of matplotlib is touched."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plastiscope.run.storage import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#7F7F7F"
+"""Of the palette of Okabe and Ito, which colour-blind readers can tell apart; grey for what is only context."""
+
+MOST_BOUNDARIES = 40
+"""With more tasks their boundaries would hide the curves."""
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches whose parts do not overlap."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: "Figure", path: Path) -> Path:
+    """Write a PNG; equal figures give equal bytes (no version, no date)."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, buffer.getvalue())
+    return path
+
+
+def depth_colours(n: int) -> list[tuple[float, ...]]:
+    """`n` colours from dark (the first layer) to light (the last), distinct for every kind of colour vision."""
+    from matplotlib import colormaps
+
+    return [tuple(colormaps["viridis"](0.85 * i / max(n - 1, 1))) for i in range(n)]
+
+
+def mark_tasks(axes: "Axes", boundaries: Sequence[int]) -> None:
+    """Thin lines at the epochs at which a new task begins, and an axis of whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(boundaries) <= MOST_BOUNDARIES:
+        for epoch in boundaries:
+            axes.axvline(epoch, color=GREY, linewidth=0.6, linestyle=":", zorder=0)
+
+
+def plain_frame(axes: "Axes") -> None:
+    """Only the axes that carry numbers."""
+    axes.spines[["top", "right"]].set_visible(False)

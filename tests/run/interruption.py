@@ -1,0 +1,22 @@
+"""A callback for tests: sends a signal to its own process in the middle of an epoch, once per run folder."""
+
+import os
+import signal
+from dataclasses import dataclass
+
+from plastiscope.event import Callback, Context
+
+
+@dataclass(kw_only=True)
+class Interruption(Callback):
+    """Send SIGUSR2 after batch `batch` of epoch 1 of task `task`, unless the mark in the run folder says it is done."""
+
+    task: int = 1
+    batch: int = 2
+
+    def on_batch_end(self, context: Context) -> None:
+        mark = context.run_folder / "interrupted"
+        here = (context.task_idx, context.epoch, context.batch_index) == (self.task, 1, self.batch)
+        if here and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGUSR2)
