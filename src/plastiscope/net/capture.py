@@ -73,7 +73,7 @@ def watch(net: nn.Module, modules: Mapping[str, nn.Module], functions: bool, rec
     """Call `receive(site, output)` at each call of `modules` and, if `functions`, at each functional activation.
 
     Calls are counted from 0 in each forward of `net`. A functional call inside an activation module is that module's
-    own and is left out. torch's transformer layers leave their fused path, which hides activations, when they see hooks.
+    own and is left out. Hooks keep torch's transformer layers off their fused path, which hides activations.
     """
     counts: Counter[tuple[str, str | None]] = Counter()
     running: list[tuple[str, bool]] = []
