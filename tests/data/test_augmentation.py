@@ -90,6 +90,8 @@ def test_epoch_seed_and_split_each_change_the_draws_and_nothing_else_does():
     ):
         assert (base.angle == other.angle).sum() < 5
         assert 0.4 < (base.flip == other.flip).float().mean() < 0.6
+        # no draw of one kind is the draw of another kind at another epoch: 1/9 of the offsets agree by chance
+        assert (base.left == other.top).float().mean() < 0.2 and (base.top == other.left).float().mean() < 0.2
 
 
 def test_draws_are_uniform_and_independent():
