@@ -57,7 +57,8 @@ def table(folders: list[Path]) -> str:
     rows = [("state", "task", "epoch", "numbers", "folder")]
     for folder in find_runs(folders):
         status = read_status(folder)
-        numbers = " ".join(f"{key}={value:.4g}" for key, value in status.get("numbers", {}).items() if value is not None)
+        known = {key: value for key, value in status.get("numbers", {}).items() if value is not None}
+        numbers = " ".join(f"{key}={value:.4g}" for key, value in known.items())
         error = f"  ({status['error']})" if status.get("error") else ""
         place = [str(status.get(key, "-")) for key in ("task_idx", "epoch")]
         rows.append((status["state"], *place, numbers or "-", f"{folder}{error}"))

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,8 @@ class WandbSink:
         self.mode = settings.mode or ("online" if _has_key() and _reachable() else "offline")
         self._folder, self._pending, self._sent = folder, {}, 0  # type: ignore[var-annotated]
         self._skip = (read_json(folder / "wandb.json") or {}).get("rows", 0) if self.mode == "online" else 0
+        for stale in folder.glob("wandb/offline-run-*"):  # a prefix of what is written anew below
+            shutil.rmtree(stale)
         self._run: Any = wandb.init(
             project=settings.project,
             entity=settings.entity,
