@@ -1,11 +1,11 @@
-"""Dormant units of a layer over a data set: a one-pass accumulator, and the rules that read it.
+"""Dormant units of a layer over a data set: sums over batches, and the rules that read it.
 
 The site is the post-activation; the scope is all samples given (a data set, or one batch). Numbers of different rules
 are never compared. A unit is a channel (over its positions), a neuron or a hidden unit of a block (over tokens).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -20,28 +20,124 @@ _SATURATED: dict[str, Callable[[Tensor], Tensor]] = {
 """Saturation by activation; the others (leaky ReLU, SiLU, GELU) have none."""
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class UnitActivity:
-    """What the dormancy rules need to know of a layer, summed over batches on the device, without host copies.
+    """What the dormancy rules need to know of a layer; the sum of two is the activity over both sets of samples.
 
-    The sums are None before the first batch. `samples` counts rows, `values` rows times positions.
+    A data set is summed batch by batch, or shard by shard, and need not be held: `total = total + activity(batch)`.
 
     Attributes:
-        activation: name of the layer's activation, such as "relu"; decides what saturation is.
-        unit_axis: of the features: 1 for [b, units] and [b, units, *positions], 2 for [b, tokens, units].
+        samples: number of samples.
+        values: number of samples times positions.
         absolute: sum of |h|, float64 [units].
         non_zero: number of values h != 0, int64 [units].
         tiny: number of values |h| < 1e-7, int64 [units].
         active_samples: number of samples with h > 0 at some position, int64 [units].
-        unsaturated: number of values that are not saturated, int64 [units].
+        unsaturated: number of values outside the saturation of the layer's activation, int64 [units].
     """
 
-    activation: str = ""
-    unit_axis: int = 1
-    samples: int = 0
-    values: int = 0
-    absolute: Tensor = field(default_factory=lambda: torch.zeros(()))
-    non_zero: Tensor = field(default_factory=lambda: torch.zeros(()))
-    tiny: Tensor = field(default_factory=lambda: torch.zeros(()))
-    active_samples: Tensor = field(default_factory=lambda: torch.zeros(()))
-    unsaturated: Tensor = field(default_factory=lambda: torch.zeros(()))
+    samples: int
+    values: int
+    absolute: Tensor
+    non_zero: Tensor
+    tiny: Tensor
+    active_samples: Tensor
+    unsaturated: Tensor
+
+    def __add__(self, other: "UnitActivity") -> "UnitActivity":
+        """Activity over the samples of both."""
+        return UnitActivity(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    @property
+    def mean_absolute(self) -> Tensor:
+        """Mean of |h| over samples and positions, float64 [units]."""
+        return self.absolute / self.values
+
+
+def activity(features: Tensor, activation: str = "", unit_axis: int = 1) -> UnitActivity:
+    """Activity of a layer's units over one batch, on the device, without a host copy.
+
+    Args:
+        features: post-activation, [b, units], [b, units, *positions], or [b, tokens, units] with unit_axis 2.
+        activation: name of the activation, such as "relu"; "" has no saturation.
+        unit_axis: of the features.
+    """
+    h = features.detach().movedim(unit_axis, 1)
+    h = h.unsqueeze(2) if h.ndim == 2 else h.flatten(2)
+    size = h.abs()
+    is_saturated = _SATURATED.get(activation, torch.zeros_like)(h).bool()
+    return UnitActivity(
+        samples=h.shape[0],
+        values=h.shape[0] * h.shape[2],
+        absolute=size.sum((0, 2), dtype=torch.float64),
+        non_zero=h.count_nonzero((0, 2)),
+        tiny=(size < 1e-7).sum((0, 2)),
+        active_samples=(h > 0).any(2).sum(0),
+        unsaturated=(~is_saturated).sum((0, 2)),
+    )
+
+
+def dormant_rate(units: UnitActivity, theta: float = 0.01) -> Tensor:
+    """Share of non-zero values over samples and positions < theta (Dohare et al. 2024, CIFAR)."""
+    return units.non_zero.double() / units.values < theta
+
+
+def dormant_dead(units: UnitActivity) -> Tensor:
+    """Exactly zero on all samples (Dohare et al. 2024, MNIST)."""
+    return units.non_zero == 0
+
+
+def dormant_rl(units: UnitActivity, share: float = 0.01) -> Tensor:
+    """Active (h > 0, at any position) in no more than this share of the samples (Dohare et al. 2024, RL)."""
+    return units.active_samples.double() / units.samples <= share
+
+
+def dormant_redo(units: UnitActivity, tau: float = 0.025) -> Tensor:
+    """Mean |h| <= tau times its mean over the layer (Sokar et al. 2023, ReDo); every unit of an all-zero layer.
+
+    The paper's tau is 0.025 for analysis and 0.1 for recycling.
+    """
+    return units.mean_absolute <= tau * units.mean_absolute.mean()
+
+
+def dormant_absmean(units: UnitActivity, threshold: float = 0.01) -> Tensor:
+    """Mean |h| < threshold, in the activation's own unit: depends on its scale."""
+    return units.mean_absolute < threshold
+
+
+def saturated(units: UnitActivity) -> Tensor:
+    """Every value saturated.
+
+    ReLU 0; sigmoid < 0.01 or > 0.99; tanh |h| > 0.99; ELU < -0.99; SELU < -1.7; other activations never.
+    """
+    return units.unsaturated == 0
+
+
+def dead_aj(units: UnitActivity, share: float = 0.95) -> Tensor:
+    """Share of values |h| < 1e-7 over samples and positions > `share` (public code of ajoudaki/loss-of-plasticity)."""
+    return units.tiny.double() / units.values > share
+
+
+DORMANCY_RULES: dict[str, Callable[[UnitActivity], Tensor]] = {
+    "dormant_rate": dormant_rate,
+    "dormant_dead": dormant_dead,
+    "dormant_rl": dormant_rl,
+    "dormant_redo": dormant_redo,
+    "dormant_absmean": dormant_absmean,
+    "saturated": saturated,
+    "dead_aj": dead_aj,
+}
+"""By key: which units of a layer are dormant, bool [units]; with the published thresholds."""
+
+
+def dormant_share(units: UnitActivity, rule: Callable[[UnitActivity], Tensor]) -> float:
+    """Share of a layer's units that a rule calls dormant; NaN when activations are not finite."""
+    return rule(units).double().mean().item() if units.absolute.isfinite().all() else torch.nan
+
+
+def total_shares(shares: Sequence[float], widths: Sequence[int]) -> tuple[float, float]:
+    """Total over layers of the share of dormant units: weighted by units (dormant over all units), and layer mean."""
+    if not shares:
+        return torch.nan, torch.nan
+    weighted = sum(share * width for share, width in zip(shares, widths, strict=True)) / sum(widths)
+    return weighted, sum(shares) / len(shares)

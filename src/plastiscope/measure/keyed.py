@@ -42,7 +42,7 @@ def purpose_key(seed: int, purpose: str) -> int:
 
 
 def named_seed(seed: int, *names: object) -> int:
-    """A non-negative 63-bit seed for a named generator, such as named_seed(0, "order", task, epoch)."""
+    """A non-negative 63-bit seed for a named generator, such as (0, "order", task, epoch)."""
     return purpose_key(seed, "/".join(map(str, names))) & (2**63 - 1)
 
 

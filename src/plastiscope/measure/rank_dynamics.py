@@ -21,14 +21,14 @@ class RankDrop(Enum):
 
 
 def _vector(values: Sequence[float] | Tensor) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.float64)
+    return torch.as_tensor(values, dtype=torch.float64, device="cpu")
 
 
 def rank_drops(ranks: Sequence[float] | Tensor, kind: RankDrop = RankDrop.ratio) -> Tensor:
     """Fall of rank from each layer to the next, float64 [L - 1]; negative where rank rises."""
     r = _vector(ranks)
     drops = r[:-1] - r[1:]
-    return drops if kind is RankDrop.difference else torch.where(r[:-1] == 0, 0.0, drops / r[:-1])
+    return drops if kind is RankDrop.difference else torch.where(r[:-1] == 0, 0.0 * drops, drops / r[:-1])
 
 
 def gini(values: Sequence[float] | Tensor) -> float:
@@ -40,7 +40,7 @@ def gini(values: Sequence[float] | Tensor) -> float:
     n, total = len(x), x.sum()
     if total == 0:
         return 0.0
-    weights = 2.0 * torch.arange(1, n + 1, dtype=torch.float64, device=x.device) - n - 1
+    weights = 2.0 * torch.arange(1, n + 1, dtype=torch.float64) - n - 1
     return ((weights * x).sum() / (n * total)).item()
 
 
@@ -59,7 +59,7 @@ def rank_drop_gini(
 
 
 def rank_decay_centroid(ranks: Sequence[float] | Tensor) -> float:
-    """Layer at the centre of the rank, sum(l r_l) / sum(r_l), l = 0..L-1: weights ranks, not drops. NaN if all are 0."""
+    """Layer at the centre of the rank, sum(l r_l) / sum(r_l), l = 0..L-1: weights ranks, not drops. NaN if all 0."""
     r = _vector(ranks)
     return ((torch.arange(len(r)) * r).sum() / r.sum()).item()
 
@@ -76,9 +76,10 @@ def rank_drop_centroid(ranks: Sequence[float] | Tensor, kind: RankDrop = RankDro
 def normalized_aurc(ranks: Sequence[float] | Tensor) -> float:
     """Area under the rank curve, trapezoid(r) / (r_0 (L - 1)); above 1 when ranks rise. NaN if r_0 = 0 or L = 1."""
     r = _vector(ranks)
-    return (torch.trapezoid(r) / (r[0] * (len(r) - 1))).item()
+    constant = r[0] * (len(r) - 1)
+    return torch.nan if constant == 0 else (torch.trapezoid(r) / constant).item()
 
 
 def weight_sv_gini(singular_values: Tensor) -> float:
-    """Gini coefficient of a weight's singular values; the published form (n + 1 - 2 sum(cumsum s) / sum s) / n is it."""
+    """Gini coefficient of a weight's singular values, ascending: (n + 1 - 2 sum(cumsum s) / sum s) / n is the same."""
     return gini(singular_values)
