@@ -1,0 +1,189 @@
+"""What a run remembers and how fast it learns: accuracy on each task after each task, and learning curves.
+
+Cell [i, j] of the matrix is the accuracy on the test samples that entered with task j, rebuilt as it was, after
+training on task i, among the classes active at i. A cell is NaN where it was not measured, where the outputs do not
+exist yet, and where the head has been reset in between: its outputs mean something else. In regression minus the loss
+takes the accuracy's place, under names that say so.
+"""
+
+import dataclasses
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plastiscope.analysis.analysis import Analysis
+from plastiscope.error import require
+from plastiscope.event import Context, Numbers
+from plastiscope.measure import continual
+from plastiscope.measure.continual import CellMean
+from plastiscope.measure.evaluation import score
+from plastiscope.measure.loss import Loss
+from plastiscope.run.storage import write_atomic, write_json
+from plastiscope.task_shift_mode.task import NewHead, Task
+
+NAN = float("nan")
+
+
+@dataclass(kw_only=True)
+class Continual(Analysis):
+    """Accuracy matrix, average accuracy, forgetting, backward and forward transfer, learning curves."""
+
+    max_tasks: int | None = 20
+    """Of more tasks than this only every n-th is tested again after it (and each right after it); null = all."""
+    threshold: float = 0.9
+    """Accuracy (regression: minus the loss) that a task's learning curve is to reach."""
+    batch_size: int = 500
+    """Samples in a forward."""
+
+    name = "continual"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        require(
+            self.max_tasks is None or self.max_tasks >= 1, "max_tasks", self.max_tasks, "must be 1 or more, or null"
+        )
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "must be 1 or more")
+        self._matrix = torch.empty(0, 0, dtype=torch.float64)
+        self._before = torch.empty(0, dtype=torch.float64)
+        self._curves: list[list[float]] = []
+        self._head_since = 0
+
+    def on_run_begin(self, context: Context) -> None:
+        """Accuracy on each task before any training, up to the first task that has another head."""
+        before = [NAN] * context.num_tasks
+        first = context.shift.task(0)
+        for j in range(context.num_tasks):
+            task = context.shift.task(j)
+            if _has_new_head(context, task):
+                break
+            if j % self._stride(context) == 0 and task.active_outputs <= first.active_outputs:
+                before[j] = self._score(context, task, first.active_outputs)
+        self._before = torch.tensor(before, dtype=torch.float64)
+
+    def on_task_begin(self, context: Context) -> None:
+        """Note a new head, and start the task's learning curve."""
+        if _has_new_head(context, context.current_task):
+            self._head_since = context.task_idx
+        self._curves = [*self._curves, []]
+
+    def on_epoch_end(self, context: Context) -> None:
+        """One more point of the learning curve; NaN in epochs without evaluation."""
+        row = context.epoch_row
+        value = row.get("test_accuracy", -row.get("test_loss", NAN))
+        self._curves = [*self._curves[:-1], [*self._curves[-1], value]]
+
+    def on_task_end(self, context: Context) -> Numbers:
+        """One more row of the matrix, and all that follows from it."""
+        i = context.task_idx
+        is_due = self.is_due(i + 1)
+        self._matrix = _with_row(self._matrix, self._row(context) if is_due else {}, context.num_tasks)
+        metrics = self._metrics(i) if is_due else {}
+        numbers = {name: mean.value for name, mean in metrics.items()} | self._curve_numbers(self._curves[-1])
+        self._save(context, metrics)
+        is_regression = context.current_task.loss is Loss.mse
+        return {self.key("test", "total", _renamed(n, is_regression)): value for n, value in numbers.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The matrix so far, the accuracies before training, and the learning curves."""
+        return {
+            "matrix": self._matrix,
+            "before": self._before,
+            "curves": self._curves,
+            "head_since": self._head_since,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self._matrix, self._before = state["matrix"], state["before"]
+        self._curves, self._head_since = state["curves"], state["head_since"]
+
+    def _stride(self, context: Context) -> int:
+        return 1 if self.max_tasks is None else -(-context.num_tasks // self.max_tasks)
+
+    def _row(self, context: Context) -> dict[int, float]:
+        """Accuracy by task: the current one, earlier ones and the next one (of which forward transfer is made)."""
+        i, current = context.task_idx, context.current_task
+        row = {i: self._score(context, current, current.active_outputs)}
+        for j in range(0, min(i + 2, context.num_tasks), self._stride(context)):
+            if j != i and j >= self._head_since:
+                task = context.shift.task(j)
+                has_its_head = j < i or not _has_new_head(context, task)
+                if has_its_head and task.active_outputs <= current.active_outputs:
+                    row[j] = self._score(context, task, current.active_outputs)
+        return row
+
+    def _score(self, context: Context, task: Task, active_outputs: int) -> float:
+        if len(task.new_test) == 0:
+            return NAN
+        batches = task.new_test.batches(self.batch_size, epoch=context.epochs_completed)
+        scores = score(context.net, ((b.inputs, b.targets) for b in batches), task.loss, active_outputs)
+        return -scores.loss if scores.accuracy is None else scores.accuracy
+
+    def _metrics(self, i: int) -> dict[str, CellMean]:
+        """What the matrix says at the end of task i, with the number of cells it rests on."""
+        a, b = self._matrix[:, : i + 1], _widened(self._before, i + 1)[: i + 1]
+        return {
+            "current_accuracy": CellMean(a[i, i].item(), 1),
+            "average_accuracy": continual.average_accuracy(a),
+            "forgetting": continual.forgetting(a),
+            "backward_transfer": continual.backward_transfer(a),
+            "forward_transfer": continual.forward_transfer(a, b),
+            "learning_accuracy": continual.learning_accuracy(a),
+            "average_incremental_accuracy": continual.average_incremental_accuracy(a),
+        }
+
+    def _curve_numbers(self, curve: list[float]) -> Numbers:
+        """Of the task's learning curve; where epochs were not evaluated, the straight line between its neighbours."""
+        values = np.array(curve)
+        measured = np.flatnonzero(np.isfinite(values))
+        if len(measured) == 0:
+            return {}
+        epochs = np.arange(measured[0], measured[-1] + 1)
+        line = torch.from_numpy(np.interp(epochs, measured, values[measured]))
+        first, is_reached = continual.epochs_to_threshold(torch.from_numpy(values), self.threshold)
+        return {
+            "learning_curve_auc": continual.learning_curve_auc(line),
+            "epochs_to_threshold": first,
+            "threshold_reached": float(is_reached),
+        }
+
+    def _save(self, context: Context, metrics: dict[str, CellMean]) -> None:
+        folder, is_regression = context.folder(self.name), context.current_task.loss is Loss.mse
+        what = "negative_loss" if is_regression else "accuracy"
+        for name, array in ((f"{what}_matrix", self._matrix), (f"{what}_before_training", self._before)):
+            buffer = io.BytesIO()
+            np.save(buffer, array.numpy())
+            write_atomic(folder / f"{name}.npy", buffer.getvalue())
+        write_json(folder / "learning_curves.json", self._curves)
+        summary = {_renamed(name, is_regression): mean._asdict() for name, mean in metrics.items()}
+        write_json(folder / "summary.json", {"settings": dataclasses.asdict(self), "metrics": summary})
+
+
+def _has_new_head(context: Context, task: Task) -> bool:
+    """Whether the head is another one from this task on."""
+    return task.new_head is not NewHead.keep or (task.index > 0 and context.learner_resets_head)
+
+
+def _with_row(matrix: Tensor, row: dict[int, float], columns: int) -> Tensor:
+    """The matrix with one more row, and at least so many columns; NaN where nothing is known."""
+    new = torch.full((1, columns), NAN, dtype=torch.float64)
+    for j, value in row.items():
+        new[0, j] = value
+    return torch.cat([_widened(matrix, columns), new])
+
+
+def _widened(values: Tensor, columns: int) -> Tensor:
+    """Values [..., c] with NaN columns added, if they are fewer than `columns`."""
+    return torch.nn.functional.pad(values, (0, max(columns - values.shape[-1], 0)), value=NAN)
+
+
+def _renamed(name: str, is_regression: bool) -> str:
+    """In regression "accuracy" becomes "negative_loss", and the other names get "_loss"."""
+    if not is_regression or name == "threshold_reached":
+        return name
+    return name.replace("accuracy", "negative_loss") if "accuracy" in name else f"{name}_loss"

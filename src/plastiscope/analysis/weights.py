@@ -1,0 +1,101 @@
+"""Sizes of a network's weights and how far they have come, layer by layer."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from plastiscope.analysis.parameters import TOTAL, by_layer, incoming, parameters_of
+from plastiscope.event import Context
+from plastiscope.measure.optimisation import distance, effective_lr, norm, unit_norms
+from plastiscope.measure.weight import weight_mag_all, weight_mag_layer, weight_mag_weights
+
+FILTER_NORMS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)
+"""Normalisations that act on each filter by itself and take away its bias."""
+
+LayerNumbers = dict[tuple[str, str], float]
+"""Numbers by (layer or "total", quantity)."""
+
+
+def magnitudes(net: nn.Module, parts: Mapping[str, list[Tensor]]) -> LayerNumbers:
+    """weight_mag_layer of each layer, weight_mag_all and weight_mag_weights of the network."""
+    numbers = {(name, "weight_mag_layer"): weight_mag_layer(part) for name, part in parts.items() if name != TOTAL}
+    numbers[TOTAL, "weight_mag_all"] = weight_mag_all(net)
+    numbers[TOTAL, "weight_mag_weights"] = weight_mag_weights(net)
+    return numbers
+
+
+def sizes(context: Context, parts: Mapping[str, list[Tensor]]) -> LayerNumbers:
+    """weight_norm by layer, and effective_lr of the hidden layers: NaN where the weights are not scale-invariant.
+
+    weight_norm is that of the matrices; before a norm over several units (layer, group) their bias belongs to it, as
+    only together they are scale-invariant. Filters that are normalised one by one also have effective_lr_unit, the
+    mean over filters of lr / ||w_i||^2.
+    """
+    net, adaptive = context.net, is_adaptive(context.optimizer)
+    parameters = parameters_of(net)
+    numbers = {(name, "weight_norm"): norm(_matrices(part)).item() for name, part in parts.items()}
+    for layer in context.units.layers:
+        if not layer.incoming:
+            continue
+        numbers[layer.name, "effective_lr"] = float("nan")
+        if layer.norm is None:
+            continue
+        own = incoming(layer, parameters)
+        lr = scheduled_lr(context.optimizer, net.get_parameter(layer.incoming[0].parameter))
+        if isinstance(net.get_submodule(layer.norm), FILTER_NORMS):
+            own = _matrices(own)
+            rates = effective_lr(lr, unit_norms(own[0]), adaptive)
+            numbers[layer.name, "effective_lr_unit"] = rates.mean().item()
+        size = norm(own)
+        numbers[layer.name, "weight_norm"] = size.item()
+        numbers[layer.name, "effective_lr"] = effective_lr(lr, size, adaptive).item()
+    return numbers
+
+
+def distances(parts: Mapping[str, list[Tensor]], origin: Mapping[str, list[Tensor]], quantity: str) -> LayerNumbers:
+    """||theta - origin||_2 by layer, biases included."""
+    return {(name, quantity): distance(part, origin[name]).item() for name, part in parts.items()}
+
+
+def drift(context: Context, initial: Mapping[str, Tensor], first: Mapping[str, Tensor]) -> LayerNumbers:
+    """dist_init and dist_init_rel, and dist_task if `first` is known.
+
+    Args:
+        context: of the run.
+        initial: parameters at initialisation, by name.
+        first: parameters as the task began, or empty.
+    """
+    parameters = parameters_of(context.net)
+    parts = by_layer(context.units, parameters)
+    origin = by_layer(context.units, {name: initial[name].to(p.device) for name, p in parameters.items()})
+    numbers = distances(parts, origin, "dist_init")
+    relative = {name: numbers[name, "dist_init"] / norm(part) for name, part in origin.items()}
+    numbers |= {(name, "dist_init_rel"): value.item() for name, value in relative.items()}
+    if first:
+        begun = by_layer(context.units, {name: first[name].to(p.device) for name, p in parameters.items()})
+        numbers |= distances(parts, begun, "dist_task")
+    return numbers
+
+
+def is_adaptive(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the step's size does not depend on the gradient's scale, as in Adam and its kind."""
+    return not isinstance(optimizer, torch.optim.SGD)
+
+
+def scheduled_lr(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> float:
+    """The step size of the parameter's group; 0 for a parameter that is not trained."""
+    groups = (group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
+    return float(next((group["lr"] for group in groups), 0.0))
+
+
+def _matrices(part: list[Tensor]) -> list[Tensor]:
+    return [tensor for tensor in part if tensor.ndim >= 2]
