@@ -25,9 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from plastiscope.error import ConfigError, PlastiscopeError
 
-OmegaConf.register_new_resolver(
-    "short_hash", lambda text: hashlib.sha256(text.encode()).hexdigest()[:12], replace=True
-)
+OmegaConf.register_new_resolver("short_hash", lambda text: hashlib.sha256(text.encode()).hexdigest()[:12], replace=True)
 
 
 @hydra.main(config_path="pkg://plastiscope.configs", config_name="config", version_base="1.3")

@@ -127,7 +127,7 @@ def locate(target: str, key: str) -> Any:
 
 
 def nearest(word: str, words: list[str], shown: list[str] | None = None) -> str:
-    """"; did you mean ...?" for the nearest of `words`, or a list of those to be shown (all of them by default)."""
+    """A question for the nearest of `words`, or a list of those to be shown (all of them by default)."""
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(sorted(shown or words))}"
 

@@ -30,7 +30,7 @@ def npz(tmp_path):
 
 
 def load(path, cpu, seed=0, **settings):
-    return Arrays(file=path, **settings).load(seed, cpu)
+    return Arrays(file=path, **{"validation_share": 0.0, **settings}).load(seed, cpu)
 
 
 def inputs_of(samples, **how):
@@ -107,7 +107,7 @@ def test_one_hot_targets_are_of_the_labels_the_network_is_told(npz, cpu):
 def test_multi_hot_and_real_targets(npz, cpu):
     y = RANDOM.randint(0, 2, (80, 6))
     data = load(npz(y_train=y[:60], y_test=y[60:]), cpu, targets=TargetKind.multi_hot, validation_share=0.1)
-    assert data.num_classes == 6 and data.train.targets.dtype == torch.float32
+    assert data.num_classes == 0 and data.outputs == 6 and data.train.targets.dtype == torch.float32
     assert data.train.targets.tolist() == y[6:60].tolist() and data.validation.targets.tolist() == y[:6].tolist()
     real = RANDOM.randn(80)
     data = load(npz(y_train=real[:60], y_test=real[60:]), cpu, targets=TargetKind.real, samples_per_class=10)
@@ -208,9 +208,8 @@ def test_missing_and_damaged_files(npz, cpu, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"validation_per_class": -1}, "validation_per_class=-1: must be 0 or more"),
+        ({"validation_per_class": -1}, "validation_per_class=-1: must be null, or 0 or more"),
         ({"validation_share": 1.0}, r"validation_share=1.0: must be in \[0, 1\)"),
-        ({"validation_share": 0.1, "validation_per_class": 1}, "cannot be set beside validation_per_class"),
         ({"samples_per_class": 0}, "samples_per_class=0: must be null, or 1 or more"),
         ({"mean": [0.5]}, "must be given together with std"),
         ({"label_noise": 1.5}, "label_noise=1.5"),
@@ -223,5 +222,7 @@ def test_settings_out_of_range(settings, message):
 
 
 def test_a_validation_rule_that_leaves_nothing_to_train_on(npz, cpu):
-    with pytest.raises(ConfigError, match="leaves no training samples of class 0, which has 15"):
+    with pytest.raises(
+        ConfigError, match="no training samples of class 0 are left beside those for validation; it has 15"
+    ):
         load(npz(), cpu, validation_per_class=15)

@@ -221,12 +221,12 @@ def imagenet(tmp_path):
 
 
 def test_class_arrays_are_split_by_rows_and_ids_run_through_the_classes(imagenet, cpu):
-    data = Imagenet32(folder=str(imagenet), test_rows=4).load(0, cpu)
+    data = Imagenet32(folder=str(imagenet), test_rows=4, validation_share=0.0).load(0, cpu)
     assert data.train.labels.tolist() == [0] * 8 + [1] * 6 + [2] * 5 and data.test.labels.bincount().tolist() == [4] * 3
     assert data.train.ids.tolist() == list(range(19)) and data.num_classes == 3
     assert data.train.source.inputs[:, 0, 0, 0].tolist() == [0] * 8 + [20] * 6 + [100] * 5
     assert data.class_names == ("0", "2", "10")
-    given = Imagenet32(folder=str(imagenet), train_rows=5, test_rows=4).load(0, cpu)
+    given = Imagenet32(folder=str(imagenet), train_rows=5, test_rows=4, validation_share=0.0).load(0, cpu)
     assert given.train.labels.bincount().tolist() == [5, 5, 5]
 
 
@@ -240,10 +240,10 @@ def test_class_arrays_that_cannot_be(imagenet, cpu, tmp_path_factory):
     ):
         np.save(imagenet / "classes" / "10.npy", array)
         with pytest.raises(DataError, match=message):
-            Imagenet32(folder=str(imagenet), test_rows=4).load(0, cpu)
+            Imagenet32(folder=str(imagenet), test_rows=4, validation_share=0.0).load(0, cpu)
     (imagenet / "classes" / "10.npy").write_bytes(b"")
     with pytest.raises(DataError, match=r"10\.npy is damaged"):
-        Imagenet32(folder=str(imagenet), test_rows=4).load(0, cpu)
+        Imagenet32(folder=str(imagenet), test_rows=4, validation_share=0.0).load(0, cpu)
     with pytest.raises(DataError, match=r"No class arrays in .* Put 0\.npy, 1\.npy"):
         Imagenet32(folder=str(tmp_path_factory.mktemp("empty"))).load(0, cpu)
     with pytest.raises(ConfigError, match="test_rows=0: must be 1 or more"):

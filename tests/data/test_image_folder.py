@@ -32,7 +32,7 @@ def folder(tmp_path):
 
 
 def load(folder, cpu, **settings):
-    return ImageFolder(folder=str(folder), size=8, **settings).load(0, cpu)
+    return ImageFolder(folder=str(folder), size=8, **{"validation_share": 0.0, **settings}).load(0, cpu)
 
 
 def inputs_of(samples, order=None):

@@ -16,12 +16,12 @@ def test_rank_in_class_counts_the_earlier_samples_of_the_class():
     assert rank_in_class(labels_of_five).tolist() == expected
 
 
-@pytest.mark.parametrize(("per_class", "share"), [(7, 0.0), (0, 0.0), (0, 0.1), (0, 0.5)])
+@pytest.mark.parametrize(("per_class", "share"), [(7, 0.1), (0, 0.1), (None, 0.0), (None, 0.1), (None, 0.5)])
 def test_validation_takes_the_first_of_each_class_in_file_order(per_class, share):
-    mask = validation_mask(labels_of_five, per_class, share)
+    mask = validation_mask(labels_of_five, share, per_class)
     for k in range(5):
         rows = np.flatnonzero(labels_of_five == k)
-        count = per_class or int(share * len(rows) + 0.5)
+        count = int(share * len(rows) + 0.5) if per_class is None else per_class
         assert np.flatnonzero(mask & (labels_of_five == k)).tolist() == rows[:count].tolist()
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-
 from plans import make_plan
 from plastiscope.experiment import run
 from plastiscope.run.log import read_rows

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from plastiscope.data.samples import DataSet, Samples
 from plastiscope.error import ConfigError
+from plastiscope.measure.loss import Loss
 from plastiscope.task_shift_mode.binary_pairs import BinaryPairs, Pairs
 from plastiscope.task_shift_mode.class_incremental import ClassIncremental
 from plastiscope.task_shift_mode.continuous_input_deformation import (
@@ -142,9 +143,24 @@ def test_no_shift_repeats_one_task_of_all_samples(make_data):
     assert task.classes == (0, 1, 2, 3, 4, 5) and task.active_outputs == 6
 
 
+def regression(data: DataSet) -> DataSet:
+    """The same inputs with two real targets each."""
+    train, test = (s.with_targets(torch.randn(len(s), 2)) for s in (data.train, data.test))
+    return dataclasses.replace(data, num_classes=0, loss=Loss.mse, train=train, test=test, validation=None)
+
+
+ANY_TARGETS = (NoShift, PermutedInput, ContinuousInputDeformation)
+
+
 @every_case
-def test_a_regression_is_refused(config, make_data):
-    data: DataSet = dataclasses.replace(make_data(), num_classes=0)
+def test_a_regression_is_learnt_or_refused(config, make_data):
+    data = regression(make_data())
+    if isinstance(config, ANY_TARGETS):
+        shift = config.make(data, seed=0)
+        task = shift.task(1)
+        assert (shift.outputs, task.active_outputs, task.loss, task.classes) == (2, 2, Loss.mse, ())
+        assert torch.equal(task.train.targets, data.train.targets)
+        return
     with pytest.raises(ConfigError, match="two classes or more"):
         config.make(data, seed=0)
 

@@ -64,11 +64,9 @@ class Arrays(FiniteData):
         )
 
     def _count_classes(self, arrays: dict[str, np.ndarray]) -> int:
-        """K; the width of multi-hot targets, 0 for real values."""
-        if self.targets is TargetKind.real:
+        """K; 0 where the targets are not classes."""
+        if self.targets in (TargetKind.real, TargetKind.multi_hot):
             return 0
-        if self.targets is TargetKind.multi_hot:
-            return arrays["y_train"].shape[1]
         return self.num_classes or 1 + int(max(arrays["y_train"].max(initial=0), arrays["y_test"].max(initial=0)))
 
     def _content(self) -> dict[str, np.ndarray]:

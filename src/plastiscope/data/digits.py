@@ -19,8 +19,6 @@ class Digits(FiniteData):
 
     test_samples: int = 360
     """So many ids at the end of the file are for testing."""
-    image: bool = False
-    """Give images [1, 8, 8] instead of 64 features."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -31,7 +29,7 @@ class Digits(FiniteData):
         from sklearn.datasets import load_digits
 
         pixels, labels = load_digits(return_X_y=True)
-        inputs = pixels.astype(np.float32).reshape((-1, 1, 8, 8) if self.image else (-1, 64))
+        inputs = pixels.astype(np.float32).reshape(-1, 1, 8, 8)
         cut = len(labels) - self.test_samples
         return RawData(
             train=array_split(inputs[:cut], labels[:cut], device),

@@ -17,6 +17,7 @@ from plastiscope.data.partition import noisy_labels, rank_in_class, validation_m
 from plastiscope.data.raw_data import RawData, ResizedSource, Split
 from plastiscope.data.samples import DataSet, Normalisation, Samples, Source
 from plastiscope.error import ConfigError, DataError, require
+from plastiscope.measure.loss import Loss
 
 
 class TargetKind(Enum):
@@ -31,6 +32,15 @@ class TargetKind(Enum):
     """Real values, one or several a sample; only from `arrays`."""
 
 
+LOSSES = {
+    TargetKind.class_index: Loss.cross_entropy,
+    TargetKind.one_hot: Loss.cross_entropy,
+    TargetKind.multi_hot: Loss.binary_cross_entropy,
+    TargetKind.real: Loss.mse,
+}
+"""What each kind of targets is learnt with."""
+
+
 @dataclass(kw_only=True)
 class FiniteData(ABC):
     """Settings of every data set that has a training and a test split."""
@@ -40,10 +50,10 @@ class FiniteData(ABC):
     TARGETS: ClassVar[tuple[TargetKind, ...]] = (TargetKind.class_index, TargetKind.one_hot)
     """Targets that these data can have."""
 
-    validation_per_class: int = 0
-    """The first so many training samples of each class in file order are for validation; their ids stay."""
-    validation_share: float = 0.0
-    """The same as a share of each class; at most one of the two."""
+    validation_share: float = 0.1
+    """The first training samples of each class in file order, this share of it, are for validation; their ids stay."""
+    validation_per_class: int | None = None
+    """So many of each class instead of a share."""
     samples_per_class: int | None = None
     """Train on the first so many samples of each class (after those for validation); null = all."""
     test_samples_per_class: int | None = None
@@ -68,12 +78,9 @@ class FiniteData(ABC):
     """A .npy of int [n]: the official id of each training row, -1 where unknown; null = the row is the id."""
 
     def __post_init__(self) -> None:
-        require(self.validation_per_class >= 0, "validation_per_class", self.validation_per_class, "must be 0 or more")
         require(0 <= self.validation_share < 1, "validation_share", self.validation_share, "must be in [0, 1)")
-        require(
-            not (self.validation_per_class and self.validation_share),
-            "validation_share", self.validation_share, "cannot be set beside validation_per_class",
-        )  # fmt: skip
+        per_class = self.validation_per_class
+        require(per_class is None or per_class >= 0, "validation_per_class", per_class, "must be null, or 0 or more")
         for name in ("samples_per_class", "test_samples_per_class", "resize"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "must be null, or 1 or more")
@@ -113,13 +120,13 @@ def _kept_rows(settings: FiniteData, raw: RawData) -> tuple[np.ndarray, np.ndarr
         np.zeros(len(split), dtype=np.int64) if split.labels is None else split.labels
         for split in (raw.train, raw.test)
     )
-    validation = validation_mask(groups, settings.validation_per_class, settings.validation_share)
+    validation = validation_mask(groups, settings.validation_share, settings.validation_per_class)
     rows = np.flatnonzero(~validation)
     missing = sorted(set(np.unique(groups)) - set(np.unique(groups[rows])))
     if missing:
         raise ConfigError(
-            f"validation_per_class={settings.validation_per_class}: leaves no training samples of class {missing[0]}, "
-            f"which has {(groups == missing[0]).sum()}; take fewer."
+            f"no training samples of class {missing[0]} are left beside those for validation; it has "
+            f"{(groups == missing[0]).sum()}: lower data.validation_per_class or data.validation_share."
         )
     if settings.samples_per_class is not None:
         rows = rows[rank_in_class(groups[rows]) < settings.samples_per_class]
@@ -250,6 +257,7 @@ def assemble(settings: FiniteData, raw: RawData, seed: int, device: torch.device
         validation=validation,
         test=test,
         num_classes=raw.num_classes,
+        loss=LOSSES[settings.targets],
         class_names=raw.class_names,
         coarse_classes=None if raw.coarse_classes is None else torch.from_numpy(raw.coarse_classes).to(device),
         normalisation=normalisation,

@@ -12,16 +12,16 @@ def rank_in_class(labels: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def validation_mask(labels: np.ndarray, per_class: int, share: float) -> np.ndarray:
+def validation_mask(labels: np.ndarray, share: float, per_class: int | None = None) -> np.ndarray:
     """The first samples of each class in file order, bool [n].
 
     Args:
         labels: int64 [n].
-        per_class: so many of each class (50 in incremental CIFAR-100), or 0.
-        share: this share of each class, rounded to the nearest count, halves up; used when per_class is 0.
+        share: this share of each class, rounded to the nearest count, halves up.
+        per_class: so many of each class instead (50 in incremental CIFAR-100).
     """
     _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    quota = np.full(len(counts), per_class) if per_class else np.floor(share * counts + 0.5).astype(np.int64)
+    quota = np.floor(share * counts + 0.5).astype(np.int64) if per_class is None else np.full(len(counts), per_class)
     return rank_in_class(labels) < quota[inverse]
 
 

@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from plastiscope.measure.loss import Loss
+
 BatchTransform = Callable[[Tensor, Tensor], Tensor]
 """(inputs [b, ...], ids int64 [b]) -> inputs [b, ...]; deterministic, per batch, on the device."""
 
@@ -198,9 +200,10 @@ class DataSet:
         train: without the validation samples.
         validation: None when no share was asked for.
         test: evaluated clean unless `data.augment_test`.
-        num_classes: K; labels are 0..K-1.
+        num_classes: K; labels are 0..K-1. 0 where the targets are not classes.
         class_names: K names, or empty.
         coarse_classes: int64 [K], the coarse class of each class, or None.
+        loss: what these targets are learnt with.
         normalisation: mean and std in use, stored with the run.
         description: plain numbers and strings for run.json (counts, label hash, id kind, normalisation).
     """
@@ -211,6 +214,7 @@ class DataSet:
     num_classes: int
     class_names: tuple[str, ...] = ()
     coarse_classes: Tensor | None = None
+    loss: Loss = Loss.cross_entropy
     normalisation: Normalisation | None = None
     description: dict[str, object]
 
@@ -218,6 +222,12 @@ class DataSet:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input."""
         return self.train.input_shape
+
+    @property
+    def outputs(self) -> int:
+        """Outputs a network needs for the targets as they are: one per class, or one per real or multi-hot value."""
+        targets = self.train.targets
+        return self.num_classes or (targets.shape[1] if targets.ndim > 1 else 1)
 
 
 class DataConfig(Protocol):

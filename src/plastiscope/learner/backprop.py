@@ -7,4 +7,4 @@ from plastiscope.learner.learner import LearnerConfig
 
 @dataclass(kw_only=True)
 class Backprop(LearnerConfig):
-    """SGD, Adam or AdamW, with weight decay, a schedule that restarts with each task, clipping and resets on request."""
+    """SGD, Adam or AdamW, with weight decay, a schedule that restarts with each task, clipping, resets on request."""

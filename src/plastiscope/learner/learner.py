@@ -71,7 +71,9 @@ class LearnerConfig:
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "must be 0 or more")
         require(self.decay > 0, "decay", self.decay, "must be more than 0")
         require(self.milestones == sorted(self.milestones), "milestones", self.milestones, "must be ascending")
-        require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "must be more than 0 or null")
+        require(
+            self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "must be more than 0 or null"
+        )
 
     def make(self, net: nn.Module, units: UnitDescription, initial_net: InitialNet, seed: int) -> "Learner":
         """The learner of `net`; update rules of their own override this."""
@@ -176,7 +178,9 @@ class Learner:
         except AttributeError:
             head = None
         if head is None or not self.units.head:
-            raise ConfigError("the head of this network was not found, so it cannot be reset; use learner.reset=nothing")
+            raise ConfigError(
+                "the head of this network was not found, so it cannot be reset; use learner.reset=nothing"
+            )
         with torch.no_grad():
             if zeros:
                 for parameter in head.parameters():

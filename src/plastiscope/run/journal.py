@@ -68,9 +68,7 @@ class Journal:
     def past_rows(self) -> list[Row]:
         """Rows of both logs, merged by step and kind, in the order they were written."""
         timings = {(row["kind"], row["global_epoch"]): row for row in read_rows(self.timings.path)}
-        return [
-            {**timings.get((row["kind"], row["global_epoch"]), {}), **row} for row in read_rows(self.metrics.path)
-        ]
+        return [{**timings.get((row["kind"], row["global_epoch"]), {}), **row} for row in read_rows(self.metrics.path)]
 
     def time(self, key: str, seconds: float) -> None:
         """Note a clock value for the row that comes next; values of one key add up."""

@@ -19,7 +19,7 @@ from plastiscope.error import ConfigError, require
 from plastiscope.measure.keyed import named_seed
 from plastiscope.task_shift_mode.evolution import Evolution
 from plastiscope.task_shift_mode.task import Task, TaskShift
-from plastiscope.task_shift_mode.views import classes_of, task_of_all
+from plastiscope.task_shift_mode.views import any_classes_of, task_of_all
 
 Matrix = npt.NDArray[np.float64]
 IDENTITY: Matrix = np.eye(2, 3)
@@ -85,7 +85,7 @@ class ContinuousInputDeformation:
         if len(data.input_shape) != 3:
             raise ConfigError(
                 "task_shift_mode=continuous_input_deformation needs images [c, h, w], these data are flat vectors; "
-                "take image data (of the digits: data.image=true)"
+                "take image data, such as data=digits or data=cifar10"
             )
         return ContinuousInputDeformationTasks(data, self, seed)
 
@@ -147,8 +147,8 @@ class ContinuousInputDeformationTasks(TaskShift):
 
     def __init__(self, data: DataSet, config: ContinuousInputDeformation, seed: int) -> None:
         """Tasks of `data`."""
-        self.data, self.config, self.seed, self.classes = data, config, seed, classes_of(data)
-        self.outputs = len(self.classes)
+        self.data, self.config, self.seed, self.classes = data, config, seed, any_classes_of(data)
+        self.outputs = data.outputs
         self.start = IDENTITY + self._generator("start").uniform(-config.initial_range, config.initial_range, (2, 3))
         direction = self._generator("direction").uniform(-1, 1, (2, 3))
         self.direction: Matrix = direction / np.linalg.norm(direction)

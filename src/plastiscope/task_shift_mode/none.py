@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from plastiscope.data.samples import DataSet
 from plastiscope.task_shift_mode.task import Task, TaskShift
-from plastiscope.task_shift_mode.views import classes_of, task_of_all, unchanged
+from plastiscope.task_shift_mode.views import any_classes_of, task_of_all, unchanged
 
 
 @dataclass(kw_only=True)
@@ -23,8 +23,8 @@ class NoShiftTasks(TaskShift):
 
     def __init__(self, data: DataSet) -> None:
         """Tasks of `data`."""
-        self.data, self.classes = data, classes_of(data)
-        self.outputs = len(self.classes)
+        self.data, self.classes = data, any_classes_of(data)
+        self.outputs = data.outputs
 
     def task(self, k: int) -> Task:
         """Task k."""

@@ -18,7 +18,7 @@ from plastiscope.error import ConfigError
 from plastiscope.measure.keyed import named_seed
 from plastiscope.task_shift_mode.evolution import Evolution
 from plastiscope.task_shift_mode.task import Task, TaskShift
-from plastiscope.task_shift_mode.views import classes_of, task_of_all, unchanged
+from plastiscope.task_shift_mode.views import any_classes_of, task_of_all, unchanged
 
 
 class Permuted(Enum):
@@ -46,7 +46,7 @@ class PermutedInput:
         if self.permuted is Permuted.spatial and len(data.input_shape) != 3:
             raise ConfigError(
                 "task_shift_mode.permuted=spatial needs images [c, h, w], these data are flat vectors; "
-                "take permuted=entries, or image data (of the digits: data.image=true)"
+                "take permuted=entries, or data=digits, mnist or other images"
             )
         return PermutedInputTasks(data, self, seed)
 
@@ -70,8 +70,8 @@ class PermutedInputTasks(TaskShift):
 
     def __init__(self, data: DataSet, config: PermutedInput, seed: int) -> None:
         """Tasks of `data`."""
-        self.data, self.config, self.seed, self.classes = data, config, seed, classes_of(data)
-        self.outputs = len(self.classes)
+        self.data, self.config, self.seed, self.classes = data, config, seed, any_classes_of(data)
+        self.outputs = data.outputs
         self._start = 2 if config.permuted is Permuted.spatial else 1
         self._size = math.prod(data.input_shape[self._start - 1 :])
         self._composed = Evolution(self._drawn(0), lambda order, k: order[self._drawn(k)])

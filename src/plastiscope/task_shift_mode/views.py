@@ -23,6 +23,11 @@ def classes_of(data: DataSet) -> tuple[int, ...]:
     return tuple(range(data.num_classes))
 
 
+def any_classes_of(data: DataSet) -> tuple[int, ...]:
+    """All classes of the data; none where the targets are not classes."""
+    return classes_of(data) if data.num_classes else ()
+
+
 def presentation_order(given: list[int] | None, data: DataSet, seed: int) -> tuple[int, ...]:
     """The classes in the order of their presentation: as given, or a permutation of all drawn from the seed.
 
@@ -59,10 +64,10 @@ def task_of_all(
     *,
     classes: tuple[int, ...],
     outputs: int,
-    loss: Loss = Loss.cross_entropy,
+    loss: Loss | None = None,
     numbers: dict[str, float] | None = None,
 ) -> Task:
-    """Task k of all samples, training, validation and test samples changed alike."""
+    """Task k of all samples, training, validation and test samples changed alike; learnt as the data say by default."""
     train, test = change(data.train), change(data.test)
     return Task(
         index=k,
@@ -73,6 +78,6 @@ def task_of_all(
         new_test=test,
         classes=classes,
         active_outputs=outputs,
-        loss=loss,
+        loss=loss or data.loss,
         numbers=numbers or {},
     )

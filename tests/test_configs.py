@@ -1,0 +1,114 @@
+"""One suite over every config file: it lists every setting of its class, it builds, and it trains for one epoch."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from plans import make_plan
+from plastiscope.build import locate
+from plastiscope.experiment import run
+from plastiscope.run.status import read_status
+from plastiscope.settings import Settings
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+GROUPS = ("data", "net", "learner", "task_shift_mode", "analysis")
+COMPONENTS = [path for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml")) if path.stem != "foreign"]
+EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
+TINY = ("num_tasks=2", "epochs=1", "batch_size=20", "threads=1", "representation.samples=20")
+
+
+def name_of(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+def fields(cls: type) -> dict[str, object]:
+    defaults = OmegaConf.to_container(OmegaConf.structured(cls), enum_to_str=True)
+    assert isinstance(defaults, dict)
+    return {str(key): value for key, value in defaults.items()}
+
+
+@pytest.mark.parametrize("path", COMPONENTS, ids=name_of)
+def test_every_setting_is_listed_with_its_default(path):
+    listed = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(listed, dict)
+    target = locate(listed.pop("_target_"), path.parent.name)
+    assert dataclasses.is_dataclass(target)
+    assert listed == fields(target)
+    assert Path(target.__module__.replace(".", "/")).name == path.stem
+    assert target.__module__.split(".")[1] == path.parent.name
+
+
+def test_top_level_lists_every_setting_with_its_default():
+    listed = OmegaConf.to_container(OmegaConf.load(CONFIGS / "config.yaml"))
+    assert isinstance(listed, dict)
+    assert {key: value for key, value in listed.items() if key not in ("defaults", "hydra")} == fields(Settings)
+
+
+def test_each_component_has_its_config():
+    for group in GROUPS:
+        assert any(path.parent.name == group for path in COMPONENTS), group
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
+def test_experiments_compose(path):
+    assert make_plan(f"experiment={path.stem}").settings.name == path.stem
+
+
+NETS = {
+    "mlp": [],
+    "deep_linear": [],
+    "convnet": ["data.resize=32"],
+    "resnet18": ["net.width=4"],
+    "vit": ["net.depth=1", "net.width=16"],
+    "foreign": [
+        "data.resize=32",
+        "net._target_=torchvision.models.squeezenet1_1",
+        "+net.num_classes=10",
+    ],
+}
+
+
+@pytest.fixture
+def images(tmp_path) -> str:
+    """A user's own file of small colour images in ten classes."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(100) % 10
+    arrays = {"x_train": generator.integers(0, 256, (100, 3, 16, 16), dtype=np.uint8), "y_train": labels}
+    arrays |= {"x_test": arrays["x_train"][:40], "y_test": labels[:40]}
+    np.savez(tmp_path / "images.npz", **arrays)
+    return str(tmp_path / "images.npz")
+
+
+@pytest.mark.parametrize("net", sorted(path.stem for path in (CONFIGS / "net").glob("*.yaml")))
+def test_every_net_trains(net, images, tmp_path):
+    overrides = [*TINY, f"net={net}", "data=arrays", f"data.file={images}", "data.normalisation=auto", *NETS[net]]
+    run(make_plan(*overrides), tmp_path / "run")
+    assert read_status(tmp_path / "run")["state"] == "done"
+
+
+@pytest.mark.parametrize("shift", sorted(path.stem for path in (CONFIGS / "task_shift_mode").glob("*.yaml")))
+def test_every_task_shift_trains(shift, tmp_path):
+    overrides = [*TINY, f"task_shift_mode={shift}", "data.samples_per_class=10", "data.test_samples_per_class=5"]
+    run(make_plan(*overrides), tmp_path / "run")
+    assert read_status(tmp_path / "run")["state"] == "done"
+
+
+REAL = {
+    "digits": [],
+    "incremental_cifar": ["data.folder={cifar}", "data.test_samples_per_class=5", "net.width=4"],
+    "continual_imagenet": ["data.folder={imagenet}", "data.samples_per_class=20"],
+    "permuted_mnist_epochs": ["data.folder={mnist}", "data.samples_per_class=4", "data.test_samples_per_class=5"],
+}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
+def test_every_experiment_trains_on_real_data(path, data_folder, tmp_path):
+    (tmp_path / "cifar").mkdir()
+    (tmp_path / "cifar" / "cifar-100-python").symlink_to(data_folder / "cifar-100-python-mini")
+    places = {"cifar": tmp_path / "cifar", "imagenet": data_folder / "imagenet32-mini", "mnist": data_folder}
+    overrides = [override.format(**places) for override in REAL[path.stem]]
+    run(make_plan(f"experiment={path.stem}", *TINY, *overrides), tmp_path / "run")
+    assert read_status(tmp_path / "run")["state"] == "done"
