@@ -11,13 +11,20 @@ import torch
 from torch import Tensor
 
 _SATURATED: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": lambda h: h == 0,
     "sigmoid": lambda h: (h < 0.01) | (h > 0.99),
     "tanh": lambda h: h.abs() > 0.99,
     "elu": lambda h: h < -0.99,
     "selu": lambda h: h < -1.7,
 }
-"""Saturation by activation; the others (leaky ReLU, SiLU, GELU) have none."""
+"""Saturation by activation. ReLU's is 0; leaky ReLU, SiLU and GELU have none."""
+
+
+def _unsaturated(h: Tensor, non_zero: Tensor, activation: str) -> Tensor:
+    if activation == "relu":
+        return non_zero
+    if activation not in _SATURATED:
+        return torch.full_like(non_zero, h[:, 0].numel())
+    return (~_SATURATED[activation](h)).sum((0, 2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,15 +72,15 @@ def activity(features: Tensor, activation: str = "", unit_axis: int = 1) -> Unit
     h = features.detach().movedim(unit_axis, 1)
     h = h.unsqueeze(2) if h.ndim == 2 else h.flatten(2)
     size = h.abs()
-    is_saturated = _SATURATED.get(activation, torch.zeros_like)(h).bool()
+    non_zero = h.count_nonzero((0, 2))
     return UnitActivity(
         samples=h.shape[0],
         values=h.shape[0] * h.shape[2],
         absolute=size.sum((0, 2), dtype=torch.float64),
-        non_zero=h.count_nonzero((0, 2)),
+        non_zero=non_zero,
         tiny=(size < 1e-7).sum((0, 2)),
-        active_samples=(h > 0).any(2).sum(0),
-        unsaturated=(~is_saturated).sum((0, 2)),
+        active_samples=(h.amax(2) > 0).sum(0),
+        unsaturated=_unsaturated(h, non_zero, activation),
     )
 
 
@@ -88,7 +95,10 @@ def dormant_dead(units: UnitActivity) -> Tensor:
 
 
 def dormant_rl(units: UnitActivity, share: float = 0.01) -> Tensor:
-    """Active (h > 0, at any position) in no more than this share of the samples (Dohare et al. 2024, RL)."""
+    """Active (h > 0, at any position) in no more than this share of the samples (Dohare et al. 2024, RL).
+
+    Made for ReLU: a unit that is always negative counts as dormant, whatever its activation.
+    """
     return units.active_samples.double() / units.samples <= share
 
 
