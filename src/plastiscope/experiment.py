@@ -52,9 +52,9 @@ def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
     device = choose_device(plan.settings.device)
     lock = journal = None
     try:
-        _set_threads(plan, stored)
         data, shift = load_tasks(plan, device)
         learner = make_learner(plan, shift, data, device)
+        _set_threads(plan, stored, learner.net)
         lock = FolderLock(folder)
         write_status(folder, State.running, error=None)
         _write_identity(plan, folder, data, shift.outputs, learner, device, overrides or [], stored)
@@ -213,13 +213,20 @@ def _finished(plan: Plan, folder: Path) -> bool:
     return read_status(folder).get("state") == State.done.value and theirs["num_tasks"] >= plan.settings.num_tasks
 
 
-def _set_threads(plan: Plan, stored: dict[str, Any] | None) -> None:
+def _set_threads(plan: Plan, stored: dict[str, Any] | None, net: nn.Module) -> None:
+    """As the run began, as the settings say, or: one for a small network, else torch's choice."""
     before = None if stored is None else stored.get("threads")
-    threads = before or plan.settings.threads
+    threads = before or plan.settings.threads or (1 if _is_small(net) else None)
     if threads is not None:
         torch.set_num_threads(threads)
     if before is not None and plan.settings.threads not in (None, before):
         print(f"threads={before}, as the run began: another count would change its numbers", flush=True)
+
+
+def _is_small(net: nn.Module) -> bool:
+    """Whether more than one thread only costs time: fully connected, less than a million parameters."""
+    layered = any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.LayerNorm) for m in net.modules())
+    return not layered and sum(p.numel() for p in net.parameters()) < 1_000_000
 
 
 def _write_identity(

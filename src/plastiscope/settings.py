@@ -22,7 +22,8 @@ class Settings:
     device: str = "auto"
     """auto (an accelerator if there is one), cpu, cuda, cuda:1."""
     threads: int | None = None
-    """CPU threads of torch; null = as many as torch chooses. Other counts give other last bits."""
+    """CPU threads of torch; null = one for a small fully connected network, else as many as torch chooses.
+    Other counts give other last bits, so a run keeps the count it began with."""
     eval_every: int = 1
     """Epochs between evaluations; a task's last epoch is always evaluated."""
     selection: Selection = Selection.val_best

@@ -221,7 +221,7 @@ class Representation(Analysis):
         return [*units.layers, *more]
 
     def _named(self, subset: str, numbers: LayerNumbers) -> Numbers:
-        return {self.key(subset, layer, quantity): value for (layer, quantity), value in numbers.items()}
+        return {self.key(subset, layer, quantity): float(value) for (layer, quantity), value in numbers.items()}
 
     def _write_summary(self, context: Context, subsets: dict[str, Any]) -> None:
         content = {

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from plastiscope.figure.style import BLUE, GREEN, GREY, ORANGE, mark_tasks, new_figure, plain_frame
+from plastiscope.figure.style import BLUE, GREY, ORANGE, mark_tasks, new_figure, plain_frame
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = npt.NDArray[np.float64]
-COLOURS = {"training (while it learns)": GREY, "training": GREY, "validation": ORANGE, "test": BLUE}
+TRAINING = "training (while it learns)"
+COLOURS = {TRAINING: GREY, "validation": ORANGE, "test": BLUE}
+"""The curves there are."""
 MOST_LABELLED = 12
 """Tasks up to which the cells of a matrix have room for their numbers."""
 
@@ -24,33 +26,38 @@ def accuracy_over_epochs(
 
     Args:
         epochs: [e] epochs completed.
-        curves: by name, [e]; NaN = not measured.
+        curves: by name (of COLOURS), [e]; NaN = not measured.
         boundaries: epochs completed when each task but the first began.
         quantity: label of the y axis, such as "accuracy".
     """
     figure = new_figure(8.0, 3.6)
     axes = figure.add_subplot()
     mark_tasks(axes, boundaries)
-    task = np.searchsorted(np.asarray(boundaries), epochs, side="left")
     for name, values in curves.items():
-        measured = np.isfinite(values)
-        for t in np.unique(task):
-            here = measured & (task == t)
-            axes.plot(
-                epochs[here],
-                values[here],
-                color=COLOURS.get(name, GREEN),
-                linewidth=1.4,
-                marker="o" if len(epochs) <= 200 else None,
-                markersize=2.5,
-                label=name if t == task[0] else None,
-            )
+        axes.plot(
+            *broken(epochs, values, boundaries),
+            color=COLOURS[name],
+            linewidth=1.4,
+            marker="o" if len(epochs) <= 200 else None,
+            markersize=2.5,
+            label=name,
+        )
     axes.set_xlabel("epochs completed" + (" (dotted: a new task begins)" if boundaries else ""))
     axes.set_ylabel(quantity)
     axes.margins(x=0.02)
     plain_frame(axes)
     figure.legend(loc="outside upper right", ncols=len(curves), frameon=False)
     return figure
+
+
+def broken(epochs: Array, values: Array, boundaries: Sequence[int]) -> tuple[Array, Array]:
+    """The measured points of a curve with a gap where a task begins; without gaps if no task has two points."""
+    x, y = epochs[np.isfinite(values)], values[np.isfinite(values)]
+    task = np.searchsorted(np.asarray(boundaries), x, side="left")
+    starts = np.flatnonzero(np.diff(task)) + 1
+    if len(starts) + 1 == len(x):
+        return x, y
+    return np.insert(x, starts, np.nan), np.insert(y, starts, np.nan)
 
 
 def accuracy_matrix(matrix: Array, quantity: str) -> "Figure":

@@ -26,11 +26,13 @@ def quantities_over_epochs(
         panels: by label of the y axis: curves [e] by layer in order from the input; NaN = not measured.
         boundaries: epochs completed when each task but the first began.
     """
-    figure = new_figure(3.6 * len(panels) + 0.4, 3.4)
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
+    figure = new_figure(4.4 * columns, 2.8 * rows + 0.5)
     layers = list(dict.fromkeys(layer for curves in panels.values() for layer in curves))
     colours = dict(zip(layers, depth_colours(len(layers)), strict=True))
     for place, (quantity, curves) in enumerate(panels.items(), start=1):
-        axes = figure.add_subplot(1, len(panels), place)
+        axes = figure.add_subplot(rows, columns, place)
         mark_tasks(axes, boundaries)
         for layer, values in curves.items():
             measured = np.isfinite(values)
@@ -42,6 +44,7 @@ def quantities_over_epochs(
                 marker="o" if len(epochs) <= 100 else None,
                 markersize=3,
                 label=layer,
+                clip_on=False,
             )
         axes.set_ylim(bottom=0)
         axes.set_xlabel("epochs completed")

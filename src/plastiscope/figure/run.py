@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from plastiscope.figure.accuracy import accuracy_matrix, accuracy_over_epochs
+from plastiscope.figure.accuracy import TRAINING, accuracy_matrix, accuracy_over_epochs
 from plastiscope.figure.representation import quantities_over_epochs
 from plastiscope.figure.style import save
 from plastiscope.run.log import read_rows
@@ -14,12 +14,12 @@ from plastiscope.run.log import read_rows
 Row = dict[str, Any]
 Array = npt.NDArray[np.float64]
 
-SPLITS = {"epoch": "training (while it learns)", "validation": "validation", "test": "test"}
+SPLITS = {"epoch": TRAINING, "validation": "validation", "test": "test"}
 PANELS = {
-    ("current", "dormant_rate"): "dormant units (share)",
-    ("current", "effective_rank"): "effective rank",
-    ("current", "stable_rank"): "stable rank",
-    ("weights", "weight_mag_layer"): "weight magnitude (mean |w|)",
+    ("current", "dormant_rate"): "dormant_rate (share of units), current task",
+    ("current", "effective_rank"): "effective_rank, current task",
+    ("current", "stable_rank"): "stable_rank, current task",
+    ("weights", "weight_mag_layer"): "weight_mag_layer (mean |w|)",
 }
 """What representation.png shows: the title by (subset, quantity)."""
 TOTALS = ("total", "layer_mean")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#7F7F7F"
+BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#7F7F7F"
 """Of the palette of Okabe and Ito, which colour-blind readers can tell apart; grey for what is only context."""
 
 MOST_BOUNDARIES = 40

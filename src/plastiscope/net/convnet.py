@@ -56,6 +56,8 @@ class ConvFeedForward(nn.Sequential):
     gradient as after it, on a quarter of the pixels, and the activation's output is the published tap, after pooling.
     """
 
+    prefers_channels_last = True  # measured faster on the CPU, docs/benchmarks.md
+
     def __init__(self, config: ConvNet, input_shape: tuple[int, int, int], outputs: int) -> None:
         """Make the network for images of (channels, height, width)."""
         inputs, *sides = input_shape
