@@ -9,6 +9,7 @@ takes the accuracy's place, under names that say so.
 import dataclasses
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ class Continual(Analysis):
         require(self.batch_size >= 1, "batch_size", self.batch_size, "must be 1 or more")
         self._matrix = torch.empty(0, 0, dtype=torch.float64)
         self._before = torch.empty(0, dtype=torch.float64)
-        self._curves: list[list[float]] = []
+        self._curve: list[float] = []
         self._head_since = 0
 
     def on_run_begin(self, context: Context) -> None:
@@ -69,13 +70,13 @@ class Continual(Analysis):
         """Note a new head, and start the task's learning curve."""
         if _has_new_head(context, context.current_task):
             self._head_since = context.task_idx
-        self._curves = [*self._curves, []]
+        self._curve = []
 
     def on_epoch_end(self, context: Context) -> None:
         """One more point of the learning curve; NaN in epochs without evaluation."""
         row = context.epoch_row
         value = row.get("test_accuracy", -row.get("test_loss", NAN))
-        self._curves = [*self._curves[:-1], [*self._curves[-1], value]]
+        self._curve = [*self._curve, value]
 
     def on_task_end(self, context: Context) -> Numbers:
         """One more row of the matrix, and all that follows from it."""
@@ -83,24 +84,19 @@ class Continual(Analysis):
         is_due = self.is_due(i + 1)
         self._matrix = _with_row(self._matrix, self._row(context) if is_due else {}, context.num_tasks)
         metrics = self._metrics(i) if is_due else {}
-        numbers = {name: mean.value for name, mean in metrics.items()} | self._curve_numbers(self._curves[-1])
+        numbers = {name: mean.value for name, mean in metrics.items()} | self._curve_numbers(self._curve)
         self._save(context, metrics)
         is_regression = context.current_task.loss is Loss.mse
         return {self.key("test", "total", _renamed(n, is_regression)): value for n, value in numbers.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The matrix so far, the accuracies before training, and the learning curves."""
-        return {
-            "matrix": self._matrix,
-            "before": self._before,
-            "curves": self._curves,
-            "head_since": self._head_since,
-        }
+        """The matrix so far, the accuracies before training, and the task's learning curve."""
+        return {"matrix": self._matrix, "before": self._before, "curve": self._curve, "head_since": self._head_since}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self._matrix, self._before = state["matrix"], state["before"]
-        self._curves, self._head_since = state["curves"], state["head_since"]
+        self._curve, self._head_since = state["curve"], state["head_since"]
 
     def _stride(self, context: Context) -> int:
         return 1 if self.max_tasks is None else -(-context.num_tasks // self.max_tasks)
@@ -153,15 +149,22 @@ class Continual(Analysis):
         }
 
     def _save(self, context: Context, metrics: dict[str, CellMean]) -> None:
+        """The task's row and learning curve; with the last task the matrix (with each it would be T^3 numbers)."""
         folder, is_regression = context.folder(self.name), context.current_task.loss is Loss.mse
         what = "negative_loss" if is_regression else "accuracy"
-        for name, array in ((f"{what}_matrix", self._matrix), (f"{what}_before_training", self._before)):
-            buffer = io.BytesIO()
-            np.save(buffer, array.numpy())
-            write_atomic(folder / f"{name}.npy", buffer.getvalue())
-        write_json(folder / "learning_curves.json", self._curves)
+        _write_array(folder / f"{what}_row.npy", self._matrix[-1])
+        _write_array(folder / "learning_curve.npy", torch.tensor(self._curve, dtype=torch.float64))
+        if context.task_idx == context.num_tasks - 1:
+            _write_array(folder / f"{what}_matrix.npy", self._matrix)
+            _write_array(folder / f"{what}_before_training.npy", _widened(self._before, context.num_tasks))
         summary = {_renamed(name, is_regression): mean._asdict() for name, mean in metrics.items()}
         write_json(folder / "summary.json", {"settings": dataclasses.asdict(self), "metrics": summary})
+
+
+def _write_array(path: Path, values: Tensor) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, values.numpy())
+    write_atomic(path, buffer.getvalue())
 
 
 def _has_new_head(context: Context, task: Task) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from plastiscope.figure.style import BLUE, GREY, ORANGE, mark_tasks, new_figure, plain_frame
+from plastiscope.figure.style import BLUE, GREY, ORANGE, epoch_axis, new_figure, plain_frame
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +32,7 @@ def accuracy_over_epochs(
     """
     figure = new_figure(8.0, 3.6)
     axes = figure.add_subplot()
-    mark_tasks(axes, boundaries)
+    epoch_axis(axes, boundaries)
     for name, values in curves.items():
         axes.plot(
             *broken(epochs, values, boundaries),
@@ -42,7 +42,6 @@ def accuracy_over_epochs(
             markersize=2.5,
             label=name,
         )
-    axes.set_xlabel("epochs completed" + (" (dotted: a new task begins)" if boundaries else ""))
     axes.set_ylabel(quantity)
     axes.margins(x=0.02)
     plain_frame(axes)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from plastiscope.figure.style import depth_colours, mark_tasks, new_figure, plain_frame
+from plastiscope.figure.style import depth_colours, epoch_axis, new_figure, plain_frame
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +33,7 @@ def quantities_over_epochs(
     colours = dict(zip(layers, depth_colours(len(layers)), strict=True))
     for place, (quantity, curves) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(rows, columns, place)
-        mark_tasks(axes, boundaries)
+        epoch_axis(axes, boundaries)
         for layer, values in curves.items():
             measured = np.isfinite(values)
             axes.plot(
@@ -47,7 +47,6 @@ def quantities_over_epochs(
                 clip_on=False,
             )
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("epochs completed")
         axes.set_title(quantity, fontsize=10)
         plain_frame(axes)
     named = layers if len(layers) <= MOST_NAMED else [layers[0], layers[len(layers) // 2], layers[-1]]

@@ -41,14 +41,15 @@ def depth_colours(n: int) -> list[tuple[float, ...]]:
     return [tuple(colormaps["viridis"](0.85 * i / max(n - 1, 1))) for i in range(n)]
 
 
-def mark_tasks(axes: "Axes", boundaries: Sequence[int]) -> None:
-    """Thin lines at the epochs at which a new task begins, and an axis of whole numbers."""
+def epoch_axis(axes: "Axes", boundaries: Sequence[int]) -> None:
+    """An axis of epochs, and thin lines where a new task begins, unless there are too many."""
     from matplotlib.ticker import MaxNLocator
 
+    are_marked = 0 < len(boundaries) <= MOST_BOUNDARIES
+    axes.set_xlabel("epochs completed" + (" (dotted: a new task begins)" if are_marked else ""))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(boundaries) <= MOST_BOUNDARIES:
-        for epoch in boundaries:
-            axes.axvline(epoch, color=GREY, linewidth=0.6, linestyle=":", zorder=0)
+    for epoch in boundaries if are_marked else ():
+        axes.axvline(epoch, color=GREY, linewidth=0.6, linestyle=":", zorder=0)
 
 
 def plain_frame(axes: "Axes") -> None:
