@@ -12,11 +12,13 @@ def _normal(*shape: int) -> Tensor:
 
 
 def _with_rare(h: Tensor) -> Tensor:
-    """ReLU features whose unit 0 is silent, unit 1 active at 1 % of the samples, unit 2 tiny but not zero."""
+    """ReLU features: unit 0 silent, unit 1 active in 1 % of the samples, unit 2 tiny, unit 3 rare in space."""
     h = h.relu()
     h[:, :2] = 0
     h[::100, 1] = 5
     h[:, 2] = 1e-8
+    h[:, 3] = 0
+    h.view(*h.shape[:2], -1)[::10, 3, 0] = 1
     return h
 
 
@@ -28,7 +30,11 @@ FEATURES: dict[str, tuple[Tensor, str, int]] = {
     "sigmoid": (torch.sigmoid(_normal(60, 5) * torch.tensor([1e3, 1.0, 1e3, 1e3, 1.0])), "sigmoid", 1),
     "tanh": (torch.tanh(_normal(60, 4) * torch.tensor([1e4, 1.0, 1e-3, 1.0])), "tanh", 1),
     "elu": (F.elu(_normal(60, 4) - torch.tensor([50.0, 0.0, 0.0, 4.0])), "elu", 1),
-    "selu": (F.selu(_normal(60, 4) - torch.tensor([50.0, 0.0, 0.0, 4.0])), "selu", 1),
+    "selu": (
+        F.selu(_normal(60, 4) * torch.tensor([1.0, 1.0, 0.0, 0.1]) - torch.tensor([50.0, 0.0, 1.2, 4.0])),
+        "selu",
+        1,
+    ),
     "leaky relu": (F.leaky_relu(_normal(60, 4) - torch.tensor([50.0, 0.0, 0.0, 4.0])), "leaky_relu", 1),
     "gelu": (F.gelu(_normal(60, 4) - torch.tensor([50.0, 0.0, 0.0, 4.0])), "gelu", 1),
     "linear": (_normal(60, 4) * torch.tensor([0.0, 1.0, 1.0, 1e-3]), "", 1),

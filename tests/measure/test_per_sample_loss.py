@@ -70,7 +70,7 @@ def test_large_outputs_do_not_overflow() -> None:
 
 
 def test_correct() -> None:
-    outputs = torch.tensor([[2.0, 1.0, -1.0], [-3.0, -2.0, -1.0], [0.5, 0.7, -0.2]])
+    outputs = torch.tensor([[2.0, 0.3, -0.3], [-3.0, -2.0, -1.0], [0.5, 0.7, -0.2]])
     assert correct(Loss.cross_entropy, outputs, torch.tensor([0, 1, 1])).tolist() == [True, False, True]
     soft = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.6, 0.4, 0.0]])
     assert correct(Loss.cross_entropy, outputs, soft).tolist() == [True, True, False]

@@ -120,7 +120,10 @@ def test_identity(n: int) -> None:
 def test_a_share_reached_exactly_counts_whatever_the_rounding() -> None:
     ranks = representation_ranks(torch.eye(100) * 0.1)
     assert ranks["approx_rank_99"] == ranks["srank_99_l1"] == 99
-    assert numerical_rank(torch.tensor([0.7, 0.7 * 0.01])) == 2
+    sum_of_200 = torch.tensor([98.0, 68.0, 30.0, 2.0, 1.0, 1.0])  # the first four hold 198
+    assert ranks_of_spectrum(sum_of_200)["srank_99_l1"] == 4
+    assert ranks_of_spectrum(sum_of_200.double().sqrt())["approx_rank_99"] == 4
+    assert numerical_rank(torch.tensor([1.0, 0.01, 0.0099], dtype=torch.float64)) == 2
 
 
 def test_rank_one() -> None:
