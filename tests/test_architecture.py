@@ -14,7 +14,7 @@ LAYERS = [
     {"learner"},
     {"task_shift_mode", "data", "net", "event"},
     {"measure", "run", "figure"},
-    {"error", "allocator"},
+    {"error", "advice", "allocator"},
 ]
 """A room may import from its own row and from the rows below."""
 

@@ -23,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from plastiscope.advice import known_analyses, nearest, not_selected, selected
 from plastiscope.error import ConfigError, PlastiscopeError
 
 OmegaConf.register_new_resolver("short_hash", lambda text: hashlib.sha256(text.encode()).hexdigest()[:12], replace=True)
@@ -117,8 +118,6 @@ def _advice(text: str, arguments: list[str]) -> str:
     found = re.search(r"Could not (?:override|append to config) '([^']+)'|Key '([^']+)' is not in struct", text)
     if found is None or "Could not override" not in text:
         return re.sub(r"\s*\n\s*", "\n  ", text.split("Config search path:")[0].strip())
-    from plastiscope.build import known_analyses, nearest, not_selected
-
     key = found.group(1) or found.group(2)
     keys, chosen = _keys(arguments, key)
     root = key.split(".")[0].split("@")[0]
@@ -133,8 +132,6 @@ def _advice(text: str, arguments: list[str]) -> str:
 def _keys(arguments: list[str], wrong: str) -> tuple[list[str], list[str]]:
     """Dotted keys of the config without the overrides that name `wrong`, and the selected analyses."""
     from hydra import compose, initialize_config_module
-
-    from plastiscope.build import selected
 
     overrides = [a for a in arguments if "=" in a and not a.startswith(("-", "hydra", wrong))]
     with initialize_config_module("plastiscope.configs", version_base="1.3"):

@@ -4,18 +4,18 @@ There is no registry: `_target_` is it. Everything is checked here before any da
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import re
 from dataclasses import dataclass
-from importlib import import_module, resources
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from plastiscope.advice import GROUPS, known_analyses, nearest, not_selected, selected
 from plastiscope.data.samples import DataConfig
 from plastiscope.error import ConfigError
 from plastiscope.event import Callback
@@ -25,7 +25,6 @@ from plastiscope.net.net import NetConfig
 from plastiscope.settings import Settings
 from plastiscope.task_shift_mode.task import TaskShiftConfig
 
-GROUPS = ("data", "net", "learner", "task_shift_mode")
 TRUSTED = ("plastiscope.", "torch.", "torchvision.")
 
 
@@ -126,28 +125,6 @@ def locate(target: str, key: str) -> Any:
         raise ConfigError(f"{key}._target_={target}: cannot be imported ({error}); check the path") from None
 
 
-def nearest(word: str, words: list[str], shown: list[str] | None = None) -> str:
-    """A question for the nearest of `words`, or a list of those to be shown (all of them by default)."""
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(sorted(shown or words))}"
-
-
-def selected(plain: dict[str, Any]) -> list[str]:
-    """Names of the selected analyses: those whose block has a `_target_`."""
-    return [k for k, v in plain.items() if k not in GROUPS and isinstance(v, dict) and "_target_" in v]
-
-
-def known_analyses() -> list[str]:
-    """Names of all analyses that come with plastiscope."""
-    folder = resources.files("plastiscope.configs") / "analysis"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def not_selected(name: str, chosen: list[str]) -> str:
-    """What to tell someone who sets an analysis that is not selected."""
-    return f"{name}: this analysis is not selected; select it with analysis=[{','.join([*chosen, name])}]"
-
-
 def _analysis(key: str, node: Any, chosen: list[str], keys: list[str]) -> Callback:
     if isinstance(node, dict) and "_target_" in node:
         analysis: Callback = component(node, key)
@@ -160,7 +137,7 @@ def _analysis(key: str, node: Any, chosen: list[str], keys: list[str]) -> Callba
 
 
 def _resolved(part: Any, node: dict[str, Any]) -> dict[str, Any]:
-    if not dataclasses.is_dataclass(part):
+    if isinstance(part, Foreign):
         return node
     values = OmegaConf.to_container(OmegaConf.structured(part), enum_to_str=True)
     return {"_target_": node["_target_"], **values}  # type: ignore[dict-item]

@@ -151,7 +151,7 @@ def test_network_reset_equals_a_fresh_network():
     learner.begin_task(make_task(index=2))
     fresh = initial_net(2, Norm.batch).state_dict()
     assert all(torch.equal(value, fresh[name]) for name, value in learner.net.state_dict().items())
-    assert len(learner.optimizer.state) == 0
+    assert not any(value.any() for state in learner.optimizer.state.values() for value in state.values())
 
 
 def test_network_reset_as_published_keeps_buffers_and_momentum():
@@ -175,10 +175,26 @@ def test_head_reset_touches_the_head_alone(zeros):
     for name, value in learner.net.named_parameters():
         if name.startswith(learner.units.head):
             assert torch.equal(value, torch.zeros_like(value) if zeros else fresh[name])
-            assert value not in learner.optimizer.state
+            assert not learner.optimizer.state[value]["momentum_buffer"].any()
         else:
             assert torch.equal(value, before[name])
-            assert value in learner.optimizer.state
+            assert learner.optimizer.state[value]["momentum_buffer"].any()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_after_a_network_reset_training_is_that_of_a_fresh_learner(optimizer):
+    from plastiscope.learner.learner import Optimizer
+
+    learner = make_learner(Backprop(reset=Reset.network, optimizer=Optimizer(optimizer)))
+    train_a_little(learner)
+    learner.begin_task(make_task(index=1))
+    net = initial_net(1)
+    fresh = learner.config.make(net, learner.units, initial_net, seed=0)
+    for each in (learner, fresh):
+        torch.manual_seed(0)
+        train_a_little(each)
+    for value, other in zip(learner.net.parameters(), net.parameters(), strict=True):
+        assert torch.equal(value, other)
 
 
 def test_first_task_resets_nothing():

@@ -167,10 +167,14 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
 
     def forget_optimizer_state(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Clear momentum and moments of `parameters`, unless the settings keep them."""
+        """Clear momentum, moments and step counts of `parameters`, unless the settings keep them.
+
+        Zeros are what torch starts from; removing the entries would leave fused SGD with half of its buffers.
+        """
         if not self.config.keep_optimizer_state:
             for parameter in parameters:
-                self.optimizer.state.pop(parameter, None)
+                for value in self.optimizer.state.get(parameter, {}).values():
+                    value.zero_()
 
     def _reset_head(self, k: int, zeros: bool) -> None:
         try:
