@@ -7,21 +7,14 @@ draw their own random parameters; reading and normalising are not part of it.
 """
 
 import statistics
-import time
-from collections.abc import Callable
 
 import torch
 
+from benchmarks.timing import in_turns, machine
 from plastiscope.data.augmentation import CropFlipRotate
 from plastiscope.data.vision import vision
 
 BATCH, PAIRS = 90, 50
-
-
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def measure(pairs: int = PAIRS) -> dict[str, float]:
@@ -40,17 +33,20 @@ def measure(pairs: int = PAIRS) -> dict[str, float]:
             ]
         )
         sides = (lambda: batched(images, ids, 0), lambda: torch.stack([one_by_one(image) for image in images]))
-        for side in sides:
-            side()
-        ours, theirs = zip(*([seconds(side) for side in sides] for _ in range(pairs)), strict=True)
+        ours, theirs = in_turns(sides, pairs)
     finally:
         torch.set_num_threads(threads)
     fast, slow = statistics.median(ours), statistics.median(theirs)
     return {"batched": BATCH / fast, "torchvision": BATCH / slow, "ratio": slow / fast}
 
 
-if __name__ == "__main__":
+def main() -> None:
     found = measure()
+    print(f"Augmentation of batches of {BATCH}, medians of {PAIRS} pairs, one thread\n{machine()}")
     print(f"batched      {found['batched']:10.0f} images/s")
     print(f"torchvision  {found['torchvision']:10.0f} images/s")
-    print(f"ratio        {found['ratio']:10.1f}   (wanted: 12 or more; batch {BATCH}, {PAIRS} pairs, one thread)")
+    print(f"ratio        {found['ratio']:10.1f}   (wanted: 12 or more)")
+
+
+if __name__ == "__main__":
+    main()
