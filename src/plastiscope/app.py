@@ -106,6 +106,9 @@ def _exit_on_error(command: Callable[[], None]) -> None:
         _exit(error)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except BrokenPipeError:  # whoever read our output has gone, as in `plastiscope --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
 
 
 def _exit(error: PlastiscopeError) -> NoReturn:
