@@ -15,12 +15,14 @@ from plastiscope.experiment import load_tasks, make_learner
 from plastiscope.run.generators import generator_states
 from plastiscope.run.snapshots import Snapshots
 
-TINY = ("data.samples_per_class=12", "num_tasks=3", "epochs=2", "batch_size=16", "net.widths=[12,8]", "threads=1")
+TINY = ("data.samples_per_class=12", "num_tasks=3", "epochs=2", "batch_size=16", "threads=1")
+MLP = ("net=mlp", "net.widths=[12,8]")
 
 
-def make_context(folder: Path, *overrides: str, task: int = 0) -> Context:
+def make_context(folder: Path, *overrides: str, net: tuple[str, ...] = MLP, task: int = 0) -> Context:
     """A context at the end of a task's last epoch, nothing trained; snapshot 0 and all earlier task ends are there."""
-    plan = make_plan(*TINY, *overrides)
+    folder.mkdir(exist_ok=True)
+    plan = make_plan(*TINY, *net, *overrides)
     data, shift = load_tasks(plan, torch.device("cpu"))
     learner = make_learner(plan, shift, data, torch.device("cpu"))
     learner.net.eval()

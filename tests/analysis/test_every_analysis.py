@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from analysis_context import TINY, same, watch
+from analysis_context import MLP, TINY, same, watch
 
 from plans import make_plan
 from plastiscope.build import Plan, known_analyses
@@ -15,7 +15,7 @@ from plastiscope.experiment import run
 from plastiscope.learner.learner import Learner
 from plastiscope.run.log import read_rows
 
-NET = ("net.norm=batch", "net.dropout=0.3", "learner.lr=0.01")
+NET = (*MLP, "net.norm=batch", "net.dropout=0.3", "learner.lr=0.01")
 """Buffers that training mode would change, and random numbers that a forward would draw."""
 THOROUGH = {"representation": ("representation.when=both", "representation.steps=all", "representation.samples=40")}
 """Settings under which an analysis does all it can."""

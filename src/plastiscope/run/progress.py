@@ -5,6 +5,15 @@ import time
 from typing import Any
 
 
+SHOWN = {
+    "epoch_loss": "loss",
+    "epoch_accuracy": "train",
+    "validation_accuracy": "validation",
+    "test_accuracy": "test",
+}
+"""Numbers of an epoch's row that are shown, and their short names."""
+
+
 class Progress:
     """Progress over all epochs of a run."""
 
@@ -19,8 +28,7 @@ class Progress:
 
     def epoch(self, task_idx: int, epoch: int, row: dict[str, float]) -> None:
         """An epoch is done."""
-        shown = ("epoch_loss", "epoch_accuracy", "validation_accuracy", "test_accuracy", "test_loss")
-        numbers = " ".join(f"{key.removeprefix('epoch_')}={row[key]:.4g}" for key in shown if key in row)
+        numbers = " ".join(f"{short}={row[key]:.4g}" for key, short in SHOWN.items() if key in row)
         now = time.perf_counter()
         if self._verbose:
             numbers += f" seconds={now - self._last:.2f}"
