@@ -25,21 +25,19 @@ from enum import Enum
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from plastiscope.data.samples import Samples
 from plastiscope.error import RunError
 from plastiscope.event import Callback, Context, Numbers, listeners, undisturbed
 from plastiscope.learner.learner import Learner
-from plastiscope.measure.evaluation import Scores, score
+from plastiscope.measure.evaluation import Scores
 from plastiscope.measure.keyed import named_seed
 from plastiscope.measure.loss import Loss, correct
 from plastiscope.run.generators import generator_states, load_generator_states
 from plastiscope.run.journal import Journal
 from plastiscope.run.signals import Preempted
-from plastiscope.task_shift_mode.task import Task
+from plastiscope.task_shift_mode.task import Task, evaluate
 
-EVALUATION_BATCH = 500
 TASK_LAST = ("epoch_loss", "epoch_accuracy")
 
 
@@ -354,12 +352,6 @@ class Trainer:
 def epoch_order(seed: int, task: int, epoch: int, n: int) -> Tensor:
     """The random order of presentation, int64 [n] on the CPU: a pure function, so any epoch's order can be rebuilt."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(named_seed(seed, "order", task, epoch)))
-
-
-def evaluate(net: nn.Module, task: Task, samples: Samples, epochs_completed: int) -> Scores:
-    """Per-sample scores of samples of a task; clean inputs, unless the samples carry an augmentation of their own."""
-    batches = samples.batches(EVALUATION_BATCH, epoch=epochs_completed)
-    return score(net, ((b.inputs, b.targets) for b in batches), task.loss, task.active_outputs)
 
 
 def _named(key: str, value: float | None) -> Numbers:

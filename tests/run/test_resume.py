@@ -70,9 +70,9 @@ def test_signal_in_the_middle_of_an_epoch(uninterrupted, tmp_path, monkeypatch, 
 
 
 def test_signal_during_evaluation(uninterrupted, tmp_path, monkeypatch):
-    from plastiscope import trainer
+    from plastiscope.task_shift_mode import task
 
-    calls, score = 0, trainer.score
+    calls, score = 0, task.score
 
     def counted(*arguments):
         nonlocal calls
@@ -82,7 +82,7 @@ def test_signal_during_evaluation(uninterrupted, tmp_path, monkeypatch):
         return score(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "score", counted)
+        patch.setattr(task, "score", counted)
         with pytest.raises(SystemExit):
             run(make_plan(*SMALL), tmp_path / "run")
     assert read_status(tmp_path / "run")["state"] == "preempted"

@@ -21,10 +21,9 @@ from plastiscope.error import require
 from plastiscope.event import Context, Numbers
 from plastiscope.measure import continual
 from plastiscope.measure.continual import CellMean
-from plastiscope.measure.evaluation import score
 from plastiscope.measure.loss import Loss
 from plastiscope.run.storage import write_atomic, write_json
-from plastiscope.task_shift_mode.task import NewHead, Task
+from plastiscope.task_shift_mode.task import NewHead, Task, evaluate
 
 NAN = float("nan")
 
@@ -37,8 +36,6 @@ class Continual(Analysis):
     """Of more tasks than this only every n-th is tested again after it (and each right after it); null = all."""
     threshold: float = 0.9
     """Accuracy (regression: minus the loss) that a task's learning curve is to reach."""
-    batch_size: int = 500
-    """Samples in a forward."""
 
     name = "continual"
 
@@ -48,7 +45,6 @@ class Continual(Analysis):
         require(
             self.max_tasks is None or self.max_tasks >= 1, "max_tasks", self.max_tasks, "must be 1 or more, or null"
         )
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "must be 1 or more")
         self._matrix = torch.empty(0, 0, dtype=torch.float64)
         self._before = torch.empty(0, dtype=torch.float64)
         self._curve: list[float] = []
@@ -116,8 +112,7 @@ class Continual(Analysis):
     def _score(self, context: Context, task: Task, active_outputs: int) -> float:
         if len(task.new_test) == 0:
             return NAN
-        batches = task.new_test.batches(self.batch_size, epoch=context.epochs_completed)
-        scores = score(context.net, ((b.inputs, b.targets) for b in batches), task.loss, active_outputs)
+        scores = evaluate(context.net, task, task.new_test, context.epochs_completed, active_outputs)
         return -scores.loss if scores.accuracy is None else scores.accuracy
 
     def _metrics(self, i: int) -> dict[str, CellMean]:

@@ -4,7 +4,6 @@ import sys
 import time
 from typing import Any
 
-
 SHOWN = {
     "epoch_loss": "loss",
     "epoch_accuracy": "train",

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from torch import nn
+
 from plastiscope.data.samples import DataSet, Samples
+from plastiscope.measure.evaluation import Scores, score
 from plastiscope.measure.loss import Loss
 
 
@@ -46,6 +49,26 @@ class Task:
     loss: Loss = Loss.cross_entropy
     new_head: NewHead = NewHead.keep
     numbers: dict[str, float]
+
+
+EVALUATION_BATCH = 500
+"""Samples in a forward of an evaluation; the last bits of a loss depend on it."""
+
+
+def evaluate(
+    net: nn.Module, task: Task, samples: Samples, epochs_completed: int, active_outputs: int | None = None
+) -> Scores:
+    """Per-sample scores of samples of a task, in evaluation mode.
+
+    Args:
+        net: network.
+        task: says the loss.
+        samples: of the task; clean inputs, unless the samples carry an augmentation of their own.
+        epochs_completed: by the run; key of such an augmentation.
+        active_outputs: the loss sees so many outputs; those of the task by default.
+    """
+    batches = ((batch.inputs, batch.targets) for batch in samples.batches(EVALUATION_BATCH, epoch=epochs_completed))
+    return score(net, batches, task.loss, active_outputs or task.active_outputs)
 
 
 class TaskShift(ABC):
