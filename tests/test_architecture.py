@@ -13,7 +13,7 @@ LAYERS = [
     {"trainer", "replay", "analysis"},
     {"learner"},
     {"task_shift_mode", "data", "net", "event"},
-    {"measure", "run", "figure"},
+    {"measure", "run", "figure", "selection"},
     {"error", "advice", "allocator"},
 ]
 """A room may import from its own row and from the rows below."""

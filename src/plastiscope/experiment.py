@@ -30,9 +30,10 @@ from plastiscope.run.signals import Preempted
 from plastiscope.run.status import State, read_status, write_status
 from plastiscope.run.storage import read_json, write_atomic, write_json
 from plastiscope.run.wandb_sink import WandbSink
+from plastiscope.selection import BestWeights, Selection
 from plastiscope.settings import RESUMABLE
 from plastiscope.task_shift_mode.task import TaskShift
-from plastiscope.trainer import Selection, Trainer
+from plastiscope.trainer import Trainer
 
 SCHEMA_VERSION = 1
 
@@ -173,7 +174,7 @@ def _trainer(plan: Plan, shift: TaskShift, learner: Learner, journal: Journal, f
         journal=journal,
         batch_size=settings.batch_size,
         eval_every=settings.eval_every,
-        selection=settings.selection,
+        best=BestWeights(settings.selection),
         verbose=settings.verbose,
     )
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from plastiscope.error import require
 from plastiscope.run.journal import SnapshotSettings
 from plastiscope.run.wandb_sink import WandbSettings
-from plastiscope.trainer import Selection
+from plastiscope.selection import Selection
 
 
 @dataclass(kw_only=True)

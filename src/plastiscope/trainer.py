@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
 import torch
@@ -36,20 +35,10 @@ from plastiscope.measure.loss import Loss, correct
 from plastiscope.run.generators import generator_states, load_generator_states
 from plastiscope.run.journal import Journal
 from plastiscope.run.signals import Preempted
+from plastiscope.selection import BestWeights
 from plastiscope.task_shift_mode.task import Task, evaluate
 
 TASK_LAST = ("epoch_loss", "epoch_accuracy")
-
-
-class Selection(Enum):
-    """Which of a task's weights go on into its snapshot, its analyses and the next task."""
-
-    val_best = "val_best"
-    """Those of the epoch with the best validation accuracy (least validation loss in regression), the first such."""
-    last = "last"
-    """Those of the last epoch."""
-    test_oracle = "test_oracle"
-    """Those of the epoch with the best test accuracy: looks at the test set, as published figures did."""
 
 
 @dataclass
@@ -84,10 +73,10 @@ class Trainer:
 
     Attributes:
     learner, context, callbacks, journal: the parts, as built.
-        batch_size, eval_every, selection, verbose: settings of the same names.
+        best: weights of the task, by the run's selection.
+        batch_size, eval_every, verbose: settings of the same names.
         position: where the run is.
         record: of the epoch that is under way.
-        best_score, best_weights: of the task, by `selection`.
         last_row: the newest epoch's numbers.
         task_begin_row: numbers measured as the task began, for the task's row; None before that.
         begun: on_run_begin has been fired.
@@ -97,14 +86,12 @@ class Trainer:
     context: Context
     callbacks: list[Callback]
     journal: Journal
+    best: BestWeights
     batch_size: int
     eval_every: int = 1
-    selection: Selection = Selection.val_best
     verbose: bool = False
     position: Position = field(default_factory=Position)
     record: EpochRecord | None = None
-    best_score: float = float("-inf")
-    best_weights: dict[str, Tensor] | None = None
     last_row: Numbers = field(default_factory=dict)
     task_begin_row: Numbers | None = None
     begun: bool = False
@@ -146,7 +133,8 @@ class Trainer:
         self.learner.take_up(task)
         if not at.begun:
             self.learner.begin_task(task)
-            self.best_score, self.best_weights, at.begun = float("-inf"), None, True
+            self.best.forget()
+            at.begun = True
         if self.task_begin_row is None:
             context.epoch, context.epochs_completed = 0, at.task * context.epochs
             with self._looking():
@@ -199,7 +187,7 @@ class Trainer:
             row |= self._fire("on_epoch_end")
         self.last_row = row
         self.journal.log({**self._place("epoch"), "epoch": at.epoch, **row})
-        self._keep_best(row)
+        self.best.offer(row, self.learner.net)
         at.epoch, at.batch, self.record = at.epoch + 1, 0, None
         self.journal.snapshot_within_task(context.epochs_completed, context.epochs, self.learner.net.state_dict)
         if self.journal.checkpoint_is_due():
@@ -209,8 +197,7 @@ class Trainer:
         """Selected weights, snapshot, analyses, the task's row, checkpoint."""
         at, context, learner = self.position, self.context, self.learner
         context.epoch, context.epochs_completed = context.epochs - 1, (at.task + 1) * context.epochs
-        if self.best_weights is not None:
-            learner.net.load_state_dict(self.best_weights)
+        self.best.restore(learner.net)
         self.journal.snapshot(context.epochs_completed, learner.net.state_dict())
         context.epoch_row = self.last_row
         row = {f"task_last_{key}": value for key, value in self.last_row.items() if key in TASK_LAST}
@@ -232,15 +219,6 @@ class Trainer:
                 numbers |= {f"{split}_loss": scores.loss, **_named(f"{split}_accuracy", scores.accuracy)}
                 self.journal.time(f"{split}_evaluation_runtime", time.perf_counter() - began)
         return numbers
-
-    def _keep_best(self, row: Numbers) -> None:
-        if self.selection is Selection.last:
-            return
-        split = "validation" if self.selection is Selection.val_best else "test"
-        value = row.get(f"{split}_accuracy", -row.get(f"{split}_loss", float("nan")))
-        if value > self.best_score:
-            self.best_score = value
-            self.best_weights = {key: tensor.clone() for key, tensor in self.learner.net.state_dict().items()}
 
     def _check_finite(self) -> None:
         """Stop before anything is saved if a loss or a weight is not finite; names the first bad step."""
@@ -324,8 +302,7 @@ class Trainer:
             "net": self.learner.net.state_dict(),
             "learner": self.learner.state_dict(),
             "record": None if self.record is None else vars(self.record).copy(),
-            "best_score": self.best_score,
-            "best_weights": self.best_weights,
+            "best": self.best.state_dict(),
             "last_row": self.last_row,
             "task_begin_row": self.task_begin_row,
             "begun": self.begun,
@@ -341,9 +318,8 @@ class Trainer:
         self.learner.load_state_dict(state["learner"])
         if state["record"] is not None:
             self.record = EpochRecord(**{key: tensor.to(device) for key, tensor in state["record"].items()})
-        if state["best_weights"] is not None:
-            self.best_weights = {key: tensor.to(device) for key, tensor in state["best_weights"].items()}
-        self.best_score, self.begun = state["best_score"], state["begun"]
+        self.best.load_state_dict(state["best"], device)
+        self.begun = state["begun"]
         self.last_row, self.task_begin_row = state["last_row"], state["task_begin_row"]
         self._load_callbacks(state["callbacks"])
         load_generator_states(state["generators"])
