@@ -29,7 +29,7 @@ from plastiscope.run.progress import Progress
 from plastiscope.run.signals import Preempted
 from plastiscope.run.status import State, read_status, write_status
 from plastiscope.run.storage import read_json, write_atomic, write_json
-from plastiscope.run.wandb_sink import WandbSink
+from plastiscope.run.wandb_sink import Mode, WandbSink
 from plastiscope.selection import BestWeights, Selection
 from plastiscope.settings import RESUMABLE
 from plastiscope.task_shift_mode.task import TaskShift
@@ -191,7 +191,7 @@ def _resume(plan: Plan, trainer: Trainer, journal: Journal) -> None:
         print(f"going on at task {at.task}, epoch {at.epoch}, batch {at.batch}", flush=True)
     if plan.settings.use_wandb:
         journal.wandb = WandbSink(journal.folder, plan.settings.wandb, plan.config, journal.past_rows())
-        if journal.wandb.mode == "offline" and plan.settings.wandb.mode is None:
+        if journal.wandb.mode is Mode.offline and plan.settings.wandb.mode is None:
             print("W&B: no key or no network, so offline; `wandb sync` sends it later, use_wandb=false turns it off")
     total = plan.settings.num_tasks * plan.settings.epochs
     done = trainer.position.task * plan.settings.epochs + trainer.position.epoch

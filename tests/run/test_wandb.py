@@ -9,7 +9,7 @@ from typing import Any
 from plans import make_plan
 from plastiscope.experiment import run
 from plastiscope.run.log import read_rows
-from plastiscope.run.wandb_sink import WandbSettings, WandbSink
+from plastiscope.run.wandb_sink import Mode, WandbSettings, WandbSink
 
 SMALL = ("num_tasks=2", "epochs=2", "threads=1", "selection=last", "analysis=[]")
 SMALL += ("use_wandb=true", "wandb.mode=offline")
@@ -66,11 +66,12 @@ def test_resumed_run_is_one_complete_offline_run(tmp_path):
 
 def test_without_key_it_is_offline(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     sink = WandbSink(tmp_path, WandbSettings(), {}, [])
     sink.close()
-    assert sink.mode == "offline"
+    assert sink.mode is Mode.offline
 
 
 def test_disabled_writes_nothing(tmp_path):

@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +17,14 @@ Row = dict[str, Any]
 _NOT_LOGGED = {"kind"}
 
 
+class Mode(Enum):
+    """Where the mirror's rows go."""
+
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
 @dataclass(kw_only=True)
 class WandbSettings:
     """Settings of the mirror, `wandb.*`."""
@@ -24,8 +33,8 @@ class WandbSettings:
     entity: str | None = None
     group: str | None = None
     tags: list[str] = field(default_factory=list)
-    mode: str | None = None
-    """online, offline or disabled; null = online when a key is known, else offline."""
+    mode: Mode | None = None
+    """online, offline or disabled; null = WANDB_MODE, or else online when a key and a network are there."""
 
 
 class WandbSink:
@@ -39,9 +48,9 @@ class WandbSink:
         """Open the run; `past` are the rows that the logs hold already."""
         import wandb
 
-        self.mode = settings.mode or ("online" if _has_key() and _reachable() else "offline")
+        self.mode = settings.mode or _environment_mode() or _possible_mode()
         self._folder, self._pending, self._sent = folder, {}, 0  # type: ignore[var-annotated]
-        self._skip = (read_json(folder / "wandb.json") or {}).get("rows", 0) if self.mode == "online" else 0
+        self._skip = (read_json(folder / "wandb.json") or {}).get("rows", 0) if self.mode is Mode.online else 0
         for stale in folder.glob("wandb/offline-run-*"):  # a prefix of what is written anew below
             shutil.rmtree(stale)
         self._run: Any = wandb.init(
@@ -49,10 +58,10 @@ class WandbSink:
             entity=settings.entity,
             group=settings.group,
             tags=settings.tags,
-            mode=self.mode,  # type: ignore[arg-type]
+            mode=self.mode.value,
             id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
             name=folder.name,
-            resume="allow" if self.mode == "online" else None,
+            resume="allow" if self.mode is Mode.online else None,
             dir=str(folder),
             config=config,
             reinit="finish_previous",
@@ -74,7 +83,7 @@ class WandbSink:
         if self._pending:
             if self._sent >= self._skip:
                 self._run.log(self._pending)
-                if self.mode == "online":
+                if self.mode is Mode.online:
                     write_json(self._folder / "wandb.json", {"rows": self._sent + 1})
             self._sent += 1
             self._pending = {}
@@ -83,6 +92,15 @@ class WandbSink:
         """Send what is waiting and end the W&B run."""
         self.flush()
         self._run.finish(exit_code=exit_code)
+
+
+def _environment_mode() -> Mode | None:
+    named = os.environ.get("WANDB_MODE", "")
+    return Mode(named) if named in Mode.__members__ else None
+
+
+def _possible_mode() -> Mode:
+    return Mode.online if _has_key() and _reachable() else Mode.offline
 
 
 def _reachable() -> bool:
