@@ -251,3 +251,9 @@ def test_vit_reads_the_class_token_or_the_mean():
         net = Vit(depth=1, width=8, heads=2, hidden=4, pooling=pooling).make((3, 8, 12), 5)
         assert net.positions.shape == (1, tokens, 8)
         assert ("token" in net.state_dict()) is (pooling is Pooling.token)
+
+
+def test_narrow_resnet_keeps_the_default_memory_format():
+    """In channels_last, torch's 1x1 convolution of stride 2 writes past its memory below 16 channels."""
+    assert not ResNet18(width=15).make((3, 64, 64), 2).prefers_channels_last
+    assert ResNet18(width=16).make((3, 64, 64), 2).prefers_channels_last

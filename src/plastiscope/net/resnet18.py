@@ -58,11 +58,12 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """Stem, four stages of two blocks, average pooling, head; names as in the published checkpoints."""
 
-    prefers_channels_last = True  # measured faster on the CPU, docs/benchmarks.md
-
     def __init__(self, channels: int, width: int, outputs: int) -> None:
         """Make and initialise the network."""
         super().__init__()
+        # Measured faster on the CPU, docs/benchmarks.md. Not below 16 channels: there the backward of a 1x1 convolution
+        # of stride 2 in channels_last writes past its memory on large images (torch 2.13, CPU), and the process dies.
+        self.prefers_channels_last = width >= 16
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
