@@ -15,10 +15,11 @@ from benchmarks.plans import make_plan, random_images
 from benchmarks.timing import clocked, machine
 from plastiscope import experiment
 from plastiscope.run.journal import Journal
+from plastiscope.selection import BestWeights
 from plastiscope.trainer import Trainer
 
 TASKS, EPOCHS = 4, 5
-SAVING = [(Trainer, "_checkpoint"), (Journal, "snapshot"), (Journal, "snapshot_within_task"), (Trainer, "_keep_best")]
+SAVING = [(Trainer, "_checkpoint"), (Journal, "snapshot"), (Journal, "snapshot_within_task"), (BestWeights, "offer")]
 
 
 def measure() -> tuple[float, dict[str, list[float]]]:

@@ -32,6 +32,8 @@ def main() -> None:
     print(f"python alone                     {spread(empty, 2)}")
     print(f"import torch                     {spread(torch_alone, 2)}")
     print(f"import plastiscope and compose   {spread(ours, 2)}   (wanted: 2 or less; {PROCESSES} processes each)")
+    more = [a - b for a, b in zip(ours, torch_alone, strict=True)]
+    print(f"more than torch alone, by pairs  {spread(more, 2)}")
     command = Path(sys.executable).with_name("plastiscope")
     with tempfile.TemporaryDirectory() as folder:
         run = seconds(lambda: process(str(command), f"hydra.run.dir={folder}/run"))

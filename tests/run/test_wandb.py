@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import wandb
+
 from plans import make_plan
 from plastiscope.experiment import run
 from plastiscope.run.log import read_rows
@@ -41,6 +43,7 @@ def records(path: Path) -> Iterator[Any]:
 
 def history(folder: Path) -> list[dict[str, Any]]:
     """Rows that would be sent, of the one offline run in the folder."""
+    wandb.teardown()  # W&B's own process may still be writing; this waits for it
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
     found = [r.history for r in records(path) if r.WhichOneof("record_type") == "history"]
     rows = [{item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in h.item} for h in found]
