@@ -126,6 +126,8 @@ def locate(target: str, key: str) -> Any:
 
 
 def _analysis(key: str, node: Any, chosen: list[str], keys: list[str]) -> Callback:
+    if key == "analysis":
+        raise ConfigError("the YAML of an analysis must begin with the line `# @package <its name>`; one does not")
     if isinstance(node, dict) and "_target_" in node:
         analysis: Callback = component(node, key)
         analysis.name = key

@@ -29,7 +29,7 @@ from plastiscope.run.progress import Progress
 from plastiscope.run.signals import Preempted
 from plastiscope.run.status import State, read_status, write_status
 from plastiscope.run.storage import read_json, write_atomic, write_json
-from plastiscope.run.wandb_sink import Mode, WandbSink
+from plastiscope.run.wandb_sink import WandbSink
 from plastiscope.selection import BestWeights, Selection
 from plastiscope.settings import RESUMABLE
 from plastiscope.task_shift_mode.task import TaskShift
@@ -53,9 +53,10 @@ def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
     device = choose_device(plan.settings.device)
     lock = journal = None
     try:
+        torch.set_num_threads(1)  # so that statistics of the data do not depend on the machine
         data, shift = load_tasks(plan, device)
         learner = make_learner(plan, shift, data, device)
-        _set_threads(plan, stored, learner.net)
+        _set_threads(plan, stored, learner.net, threads_before)
         lock = FolderLock(folder)
         write_status(folder, State.running, error=None)
         _write_identity(plan, folder, data, shift.outputs, learner, device, overrides or [], stored)
@@ -191,8 +192,8 @@ def _resume(plan: Plan, trainer: Trainer, journal: Journal) -> None:
         print(f"going on at task {at.task}, epoch {at.epoch}, batch {at.batch}", flush=True)
     if plan.settings.use_wandb:
         journal.wandb = WandbSink(journal.folder, plan.settings.wandb, plan.config, journal.past_rows())
-        if journal.wandb.mode is Mode.offline and plan.settings.wandb.mode is None:
-            print("W&B: no key or no network, so offline; `wandb sync` sends it later, use_wandb=false turns it off")
+        if journal.wandb.note:
+            print(journal.wandb.note, flush=True)
     total = plan.settings.num_tasks * plan.settings.epochs
     done = trainer.position.task * plan.settings.epochs + trainer.position.epoch
     journal.progress = Progress(total, done, plan.settings.verbose)
@@ -214,12 +215,10 @@ def _finished(plan: Plan, folder: Path) -> bool:
     return read_status(folder).get("state") == State.done.value and theirs["num_tasks"] >= plan.settings.num_tasks
 
 
-def _set_threads(plan: Plan, stored: dict[str, Any] | None, net: nn.Module) -> None:
+def _set_threads(plan: Plan, stored: dict[str, Any] | None, net: nn.Module, torchs_choice: int) -> None:
     """As the run began, as the settings say, or: one for a small network, else torch's choice."""
     before = None if stored is None else stored.get("threads")
-    threads = before or plan.settings.threads or (1 if _is_small(net) else None)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(before or plan.settings.threads or (1 if _is_small(net) else torchs_choice))
     if before is not None and plan.settings.threads not in (None, before):
         print(f"threads={before}, as the run began: another count would change its numbers", flush=True)
 

@@ -4,13 +4,14 @@ import sys
 import time
 from typing import Any
 
-SHOWN = {
+ACCURACIES = {
     "epoch_loss": "loss",
     "epoch_accuracy": "train",
     "validation_accuracy": "validation",
     "test_accuracy": "test",
 }
-"""Numbers of an epoch's row that are shown, and their short names."""
+LOSSES = {"epoch_loss": "loss", "validation_loss": "validation", "test_loss": "test"}
+"""Numbers of an epoch's row that are shown, and their short names: in classification, in regression."""
 
 
 class Progress:
@@ -27,7 +28,8 @@ class Progress:
 
     def epoch(self, task_idx: int, epoch: int, row: dict[str, float]) -> None:
         """An epoch is done."""
-        numbers = " ".join(f"{short}={row[key]:.4g}" for key, short in SHOWN.items() if key in row)
+        shown = ACCURACIES if "epoch_accuracy" in row else LOSSES
+        numbers = " ".join(f"{short}={row[key]:.4g}" for key, short in shown.items() if key in row)
         now = time.perf_counter()
         if self._verbose:
             numbers += f" seconds={now - self._last:.2f}"

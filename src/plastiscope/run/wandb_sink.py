@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from plastiscope.error import RunError
 from plastiscope.run.storage import read_json, write_json
 
 Row = dict[str, Any]
 
 _NOT_LOGGED = {"kind"}
+NOTE = "W&B: no key or no network, so offline; `wandb sync` sends it later, use_wandb=false turns it off"
 
 
 class Mode(Enum):
@@ -38,7 +40,7 @@ class WandbSettings:
 
 
 class WandbSink:
-    """Sends rows to W&B; epoch and task-end rows of one step go as one, so neither is lost.
+    """Sends rows to W&B; epoch and task-end rows of one step go as one, so neither is lost. `note` is to be said once.
 
     The run id follows from the folder. A resumed offline run is written anew from the logs, complete; a resumed online
     run goes on behind the rows it has (`wandb.json` counts them).
@@ -48,29 +50,39 @@ class WandbSink:
         """Open the run; `past` are the rows that the logs hold already."""
         import wandb
 
-        self.mode = settings.mode or _environment_mode() or _possible_mode()
+        given = settings.mode or _environment_mode()
+        self.mode = given or _possible_mode()
+        self.note = "" if given or self.mode is Mode.online else NOTE
         self._folder, self._pending, self._sent = folder, {}, 0  # type: ignore[var-annotated]
         self._skip = (read_json(folder / "wandb.json") or {}).get("rows", 0) if self.mode is Mode.online else 0
         for stale in folder.glob("wandb/offline-run-*"):  # a prefix of what is written anew below
             shutil.rmtree(stale)
-        self._run: Any = wandb.init(
+        try:
+            self._run: Any = self._open(settings, config)
+        except wandb.errors.Error as error:
+            raise RunError(f"W&B: {str(error).rstrip(chr(46))}. `wandb login` helps, or wandb.mode=offline, or use_wandb=false") from None
+        self._run.define_metric("global_epoch")
+        self._run.define_metric("*", step_metric="global_epoch")
+        for row in past:
+            self.log(row)
+
+    def _open(self, settings: WandbSettings, config: Row) -> Any:
+        import wandb
+
+        return wandb.init(
             project=settings.project,
             entity=settings.entity,
             group=settings.group,
             tags=settings.tags,
             mode=self.mode.value,
-            id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
-            name=folder.name,
+            id=hashlib.sha256(str(self._folder.resolve()).encode()).hexdigest()[:16],
+            name=self._folder.name,
             resume="allow" if self.mode is Mode.online else None,
-            dir=str(folder),
+            dir=str(self._folder),
             config=config,
             reinit="finish_previous",
             settings=wandb.Settings(silent=True, console="off"),
         )
-        self._run.define_metric("global_epoch")
-        self._run.define_metric("*", step_metric="global_epoch")
-        for row in past:
-            self.log(row)
 
     def log(self, row: dict[str, Any]) -> None:
         """Add a row; it goes out when a row of another step comes."""
@@ -120,6 +132,6 @@ def _has_key() -> bool:
     try:
         import netrc
 
-        return any("wandb" in host for host in netrc.netrc().hosts)
+        return any("wandb" in host for host in netrc.netrc(os.environ.get("NETRC")).hosts)
     except (OSError, ValueError, ImportError):
         return False
