@@ -60,7 +60,8 @@ class WandbSink:
         try:
             self._run: Any = self._open(settings, config)
         except wandb.errors.Error as error:
-            raise RunError(f"W&B: {str(error).rstrip(chr(46))}. `wandb login` helps, or wandb.mode=offline, or use_wandb=false") from None
+            reason = str(error).rstrip(".")
+            raise RunError(f"W&B: {reason}. `wandb login` helps, or wandb.mode=offline, or use_wandb=false") from None
         self._run.define_metric("global_epoch")
         self._run.define_metric("*", step_metric="global_epoch")
         for row in past:
