@@ -146,13 +146,14 @@ def test_resume_and_status_commands(plastiscope, tmp_path):
     assert (code, "is not a run folder" in err) == (2, True)
 
 
-def test_config_of_a_stranger_runs_nothing(plastiscope, tmp_path):
+@pytest.mark.parametrize("stranger", ["antigravity.geohash", "torch.hub.load", "plastiscope.build.import_module"])
+def test_config_of_a_stranger_runs_nothing(plastiscope, tmp_path, stranger):
     assert plastiscope(*QUICK, "hydra.run.dir=run")[0] == 0
     config = tmp_path / "run" / "config.yaml"
-    config.write_text(config.read_text().replace("plastiscope.net.mlp.Mlp", "antigravity.geohash"))
+    config.write_text(config.read_text().replace("plastiscope.net.mlp.Mlp", stranger))
     code, _, err = plastiscope("run", "num_tasks=2", entry=app.resume)
     assert code == 2
-    assert "wants to run antigravity.geohash" in err
+    assert f"wants to run {stranger}" in err
     assert "--trust" in err
 
 

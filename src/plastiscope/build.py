@@ -25,7 +25,8 @@ from plastiscope.net.net import NetConfig
 from plastiscope.settings import Settings
 from plastiscope.task_shift_mode.task import TaskShiftConfig
 
-TRUSTED = ("plastiscope.", "torch.", "torchvision.")
+TRUSTED = (*(f"plastiscope.{room}." for room in (*GROUPS, "analysis")), "torch.nn.", "torchvision.models.")
+"""What a config found in a run folder may name; more of torch (torch.hub, say) would run code from elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def read_config(folder: Path, trust: bool = False, changes: list[str] | None = N
     """The config of a run folder, with changes such as "num_tasks=10".
 
     Raises:
-        ConfigError: there is none; or it names a class outside plastiscope, torch and torchvision, without `trust`.
+        ConfigError: there is none; or it names a class outside plastiscope, torch.nn and torchvision.models, without `trust`.
     """
     path = folder / "config.yaml"
     if not path.exists():
@@ -162,11 +163,11 @@ def read_config(folder: Path, trust: bool = False, changes: list[str] | None = N
     assert isinstance(config, DictConfig)
     for key in map(str, config):
         node = config[key]
-        target = str(node.get("_target_", "plastiscope.")) if isinstance(node, DictConfig) else "plastiscope."
-        if not target.startswith(TRUSTED) and not trust:
+        target = node.get("_target_") if isinstance(node, DictConfig) else None
+        if target is not None and not str(target).startswith(TRUSTED) and not trust:
             raise ConfigError(
-                f"{path} wants to run {target} (under {key}), which is not part of plastiscope, torch or torchvision; "
-                "give --trust if you trust the folder"
+                f"{path} wants to run {target} (under {key}), which is no component of plastiscope, torch.nn or "
+                "torchvision.models; give --trust if you trust the folder"
             )
     try:
         config.merge_with_dotlist(changes or [])

@@ -91,7 +91,7 @@ def load_run(folder: str | Path, trust: bool = False) -> LoadedRun:
 
     Args:
         folder: the run folder.
-        trust: let its config.yaml name classes outside plastiscope, torch and torchvision.
+        trust: let its config.yaml name classes outside plastiscope, torch.nn and torchvision.models.
 
     Raises:
         ConfigError: it is no run folder.
