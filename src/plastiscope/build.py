@@ -57,20 +57,29 @@ def build(config: DictConfig) -> Plan:
     Raises:
         ConfigError: unknown key, wrong type, value out of range, settings of an analysis that is not selected.
     """
+    nodes = plain(config)
+    top = {field.name for field in dataclasses.fields(Settings)}
+    settings = merge(Settings, {key: value for key, value in nodes.items() if key in top}, "")
+    extra = [key for key in nodes if key not in top and key not in GROUPS]
+    analyses = [_analysis(key, nodes[key], selected(nodes), [*top, *GROUPS]) for key in extra]
+    parts = {key: component(nodes.get(key), key) for key in GROUPS}
+    arch = str(nodes["net"]["_target_"]).split(".")[-2 if _is_own(nodes["net"]["_target_"]) else -1].lower()
+    resolved = {**OmegaConf.to_container(OmegaConf.structured(settings), enum_to_str=True)}  # type: ignore[dict-item]
+    resolved |= {key: _resolved(parts[key], nodes[key]) for key in GROUPS}
+    resolved |= {key: _resolved(analysis, nodes[key]) for key, analysis in zip(extra, analyses, strict=True)}
+    return Plan(settings=settings, analyses=analyses, arch=arch, config=resolved, **parts)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The config as plain containers, interpolations resolved.
+
+    Raises:
+        ConfigError: an interpolation that leads nowhere.
+    """
     try:
-        plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+        return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
-    top = {field.name for field in dataclasses.fields(Settings)}
-    settings = merge(Settings, {key: value for key, value in plain.items() if key in top}, "")
-    extra = [key for key in plain if key not in top and key not in GROUPS]
-    analyses = [_analysis(key, plain[key], selected(plain), [*top, *GROUPS]) for key in extra]
-    parts = {key: component(plain.get(key), key) for key in GROUPS}
-    arch = str(plain["net"]["_target_"]).split(".")[-2 if _is_own(plain["net"]["_target_"]) else -1].lower()
-    resolved = {**OmegaConf.to_container(OmegaConf.structured(settings), enum_to_str=True)}  # type: ignore[dict-item]
-    resolved |= {key: _resolved(parts[key], plain[key]) for key in GROUPS}
-    resolved |= {key: _resolved(analysis, plain[key]) for key, analysis in zip(extra, analyses, strict=True)}
-    return Plan(settings=settings, analyses=analyses, arch=arch, config=resolved, **parts)
 
 
 def component(node: Any, key: str) -> Any:
@@ -154,7 +163,8 @@ def read_config(folder: Path, trust: bool = False, changes: list[str] | None = N
     """The config of a run folder, with changes such as "num_tasks=10".
 
     Raises:
-        ConfigError: there is none; or it names a class outside plastiscope, torch.nn and torchvision.models, without `trust`.
+        ConfigError: there is none; or, without `trust`, it names what is no component of ours, torch.nn or
+            torchvision.models.
     """
     path = folder / "config.yaml"
     if not path.exists():
@@ -176,14 +186,14 @@ def read_config(folder: Path, trust: bool = False, changes: list[str] | None = N
     return config
 
 
-def to_yaml(plain: dict[str, Any]) -> str:
+def to_yaml(content: dict[str, Any]) -> str:
     """YAML text of plain containers."""
-    return OmegaConf.to_yaml(OmegaConf.create(plain))
+    return OmegaConf.to_yaml(OmegaConf.create(content))
 
 
-def config_hash(plain: dict[str, Any]) -> str:
+def config_hash(content: dict[str, Any]) -> str:
     """SHA-256 of a resolved config."""
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def differences(ours: Any, theirs: Any, prefix: str = "") -> list[str]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from plastiscope.allocator import keep_freed_pages
-from plastiscope.build import Plan, build, config_hash, differences, read_config, to_yaml
+from plastiscope.build import Plan, build, config_hash, differences, plain, read_config, to_yaml
 from plastiscope.data.samples import DataSet
 from plastiscope.error import ConfigError, RunError
 from plastiscope.event import Context
@@ -205,7 +205,7 @@ def _finished(plan: Plan, folder: Path) -> bool:
     Raises:
         RunError: it holds another run.
     """
-    theirs: Any = build(read_config(folder, trust=True)).config
+    theirs = plain(read_config(folder, trust=True))  # compared as it stands; nothing that it names is imported
     other = [key for key in differences(plan.config, theirs) if key.split(".")[0] not in RESUMABLE]
     if other:
         raise RunError(
