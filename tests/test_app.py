@@ -163,10 +163,10 @@ def test_full_disk_says_so(plastiscope, tmp_path, monkeypatch):
 
     from plastiscope.run import snapshots
 
-    def full(path: Path, content: bytes) -> None:
+    def full(path: Path, save: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(snapshots, "write_atomic", full)
+    monkeypatch.setattr(snapshots, "write_by", full)
     code, _, err = plastiscope(*QUICK, "hydra.run.dir=run")
     assert code == 2
     assert "no space left on the device that holds" in err

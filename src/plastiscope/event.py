@@ -108,7 +108,7 @@ class Context:
         """Whether the current batch is the epoch's last one."""
         return self.batch_index == self.num_batches - 1
 
-    def generator(self, *purpose: object) -> torch.Generator:
+    def rng(self, *purpose: object) -> torch.Generator:
         """A CPU generator named by (seed, purpose): the same numbers each time it is asked for."""
         return torch.Generator().manual_seed(named_seed(self.seed, *purpose))
 
@@ -172,7 +172,10 @@ def listeners(callbacks: list[Callback], event: str) -> list[Callable[[Context],
 
 @contextmanager
 def undisturbed(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; modes, `.grad` and the state of every random number generator as before afterwards."""
+    """A frozen view inside: evaluation mode, no parameter asks for gradients.
+
+    Modes, flags, `.grad` and the state of every random number generator are as before afterwards.
+    """
     import random
 
     import numpy as np
@@ -184,6 +187,7 @@ def undisturbed(net: nn.Module) -> Iterator[None]:
     try:
         with torch.random.fork_rng(devices):
             net.eval()
+            net.requires_grad_(False)
             yield
     finally:
         np.random.set_state(numpy_state)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import platform
 import subprocess
 import sys
@@ -57,10 +58,11 @@ def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
         data, shift = load_tasks(plan, device)
         learner = make_learner(plan, shift, data, device)
         _set_threads(plan, stored, learner.net, threads_before)
+        _check_data(stored, data, folder)
         lock = FolderLock(folder)
         write_status(folder, State.running, error=None)
         _write_identity(plan, folder, data, shift.outputs, learner, device, overrides or [], stored)
-        journal = Journal(folder, plan.settings.snapshots, plan.settings.checkpoint_every_s)
+        journal = Journal(folder, plan.settings.snapshots, plan.settings.checkpoint_every_s, _identity_hash(plan))
         trainer = _trainer(plan, shift, learner, journal, folder)
         _resume(plan, trainer, journal)
         trainer.run()
@@ -215,6 +217,25 @@ def _finished(plan: Plan, folder: Path) -> bool:
     return read_status(folder).get("state") == State.done.value and theirs["num_tasks"] >= plan.settings.num_tasks
 
 
+def _identity_hash(plan: Plan) -> str:
+    """Hash of all settings that a run may not change as it goes on."""
+    return config_hash({key: value for key, value in plan.config.items() if key not in RESUMABLE})
+
+
+def _check_data(stored: dict[str, Any] | None, data: DataSet, folder: Path) -> None:
+    """Refuse to go on with other data than the run began with.
+
+    Raises:
+        RunError: counts, labels, ids or normalisation differ.
+    """
+    other = [] if stored is None else differences(json.loads(json.dumps(data.description)), stored.get("data"))
+    if other:
+        raise RunError(
+            f"the data are not those that the run in {folder} began with (different: {', '.join(other)}); "
+            "put the old files back, or start anew in another folder (hydra.run.dir=...)"
+        )
+
+
 def _set_threads(plan: Plan, stored: dict[str, Any] | None, net: nn.Module, torchs_choice: int) -> None:
     """As the run began, as the settings say, or: one for a small network, else torch's choice."""
     before = None if stored is None else stored.get("threads")
@@ -257,7 +278,7 @@ def _write_identity(
         "parameters": sum(p.numel() for p in learner.net.parameters()),
         "units": learner.units.num_units,
     }
-    write_json(folder / "run.json", {**identity, "device": str(device), "config_hash": config_hash(plan.config)})
+    write_json(folder / "run.json", {**identity, "device": str(device), "config_hash": _identity_hash(plan)})
 
 
 def _versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from plastiscope.data.arrays import Arrays
-from plastiscope.data.augmentation import AugmentationKind
+from plastiscope.data.augmentation import AugmentationKind, CropFlipRotate, augment
 from plastiscope.data.finite_data import TargetKind
 from plastiscope.data.normalisation import NormalisationKind
 from plastiscope.error import ConfigError, DataError
@@ -145,7 +145,7 @@ def test_ids_file_gives_official_ids_and_unknown_ones_stay_apart(npz, cpu, tmp_p
     data = load(npz(), cpu, ids_file=str(tmp_path / "ids.npy"), augmentation=AugmentationKind.crop_flip)
     known = ids >= 0
     assert data.train.ids[torch.from_numpy(known)].tolist() == ids[known].tolist()
-    assert (data.train.ids[torch.from_numpy(~known)] < 0).all() and len(data.train.ids.unique()) == 60
+    assert data.train.ids[torch.from_numpy(~known)].tolist() == [-1 - row for row in range(60) if row % 3]
     assert data.description["id_kind"] == "ids_file" and data.description["ids_known"] == 20
     assert data.test.ids.tolist() == list(range(20))
 
@@ -226,3 +226,25 @@ def test_a_validation_rule_that_leaves_nothing_to_train_on(npz, cpu):
         ConfigError, match="no training samples of class 0 are left beside those for validation; it has 15"
     ):
         load(npz(), cpu, validation_per_class=15)
+
+
+def test_test_samples_have_draws_of_their_own(npz, cpu):
+    """Training and test sample 3 are different images; the same id gives them different draws."""
+    data = load(npz(), cpu, seed=4, augmentation=AugmentationKind.crop_flip, augment_test=True)
+    for split, samples in (("train", data.train), ("test", data.test)):
+        clean, draws = inputs_of(samples), CropFlipRotate(seed=4, split=split).draw(samples.ids, 6)
+        assert torch.equal(inputs_of(samples, epoch=6), augment(clean, draws, 4))
+    train, test = (samples.augmentation.draw(torch.arange(500), 6) for samples in (data.train, data.test))
+    assert (train.top == test.top).float().mean() < 0.2  # 1/9 by chance
+    assert load(npz(), cpu, augmentation=AugmentationKind.crop_flip).test.augmentation is None
+
+
+def test_samples_of_classes_are_those_of_the_labels_that_are_told(npz, cpu):
+    data = load(npz(), cpu, label_noise=0.5)
+    train = data.train
+    assert not torch.equal(train.labels, train.clean_labels)
+    some = train.of_classes([2, 0])
+    rows = [row for row, label in zip(train.rows.tolist(), train.labels.tolist(), strict=True) if label in (0, 2)]
+    assert some.rows.tolist() == rows
+    assert set(some.labels.tolist()) == {0, 2} and set(some.clean_labels.tolist()) == {0, 1, 2, 3}
+    assert torch.equal(train.of_classes(torch.tensor([0, 2])).rows, some.rows)

@@ -248,3 +248,8 @@ def test_class_arrays_that_cannot_be(imagenet, cpu, tmp_path_factory):
         Imagenet32(folder=str(tmp_path_factory.mktemp("empty"))).load(0, cpu)
     with pytest.raises(ConfigError, match="test_rows=0: must be 1 or more"):
         Imagenet32(test_rows=0)
+
+
+def test_class_array_ids_do_not_depend_on_the_rows_that_are_used(imagenet, cpu):
+    part = Imagenet32(folder=str(imagenet), test_rows=4, train_rows=2, validation_share=0.0).load(0, cpu).train
+    assert part.ids.tolist() == [0, 1, 8, 9, 14, 15]  # of 8, 6 and 5 training rows

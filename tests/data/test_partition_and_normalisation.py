@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from plastiscope.data.cifar10 import Cifar10
+from plastiscope.data.cifar100 import Cifar100
+from plastiscope.data.image_folder import ImageFolder
+from plastiscope.data.imagenet32 import Imagenet32
+from plastiscope.data.mnist import Mnist
 from plastiscope.data.normalisation import automatic, constants, statistics
 from plastiscope.data.partition import noisy_labels, rank_in_class, validation_mask
+from plastiscope.data.samples import ArraySource
 from plastiscope.error import ConfigError
 
 labels_of_five = np.random.RandomState(0).randint(0, 5, 203)
@@ -61,3 +67,24 @@ def test_constants_fit_channels_and_features_or_are_refused():
         constants([0.1, 0.2], [1.0], 255.0, (3, 4, 4), cpu)
     with pytest.raises(ConfigError, match=r"std=\[0.0\]: must be above 0"):
         constants([0.1], [0.0], 255.0, (3, 4, 4), cpu)
+
+
+PUBLISHED = {
+    Mnist: ([0.1307], [0.3081]),
+    Cifar10: ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]),
+    Cifar100: ([0.5071, 0.4865, 0.4409], [0.2673, 0.2564, 0.2762]),
+    Imagenet32: ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ImageFolder: ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+}
+"""Mean and std per channel, of values in [0, 1]."""
+
+
+@pytest.mark.parametrize(("data", "numbers"), PUBLISHED.items(), ids=lambda value: getattr(value, "__name__", ""))
+def test_published_constants(data, numbers):
+    mean, std = numbers
+    white = ArraySource(torch.full((1, len(mean), 2, 2), 255, dtype=torch.uint8), torch.arange(1))
+    normalisation = data().published(white, torch.arange(1), 255.0)
+    assert torch.equal(normalisation.mean.flatten(), torch.tensor(mean))
+    assert torch.equal(normalisation.std.flatten(), torch.tensor(std))
+    expected = [(1 - m) / s for m, s in zip(mean, std, strict=True)]
+    assert normalisation(white.inputs)[0, :, 1, 1].tolist() == pytest.approx(expected, rel=1e-6)

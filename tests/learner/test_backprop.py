@@ -137,6 +137,29 @@ def test_clipping_bounds_the_gradient():
     assert net.theta.item() == pytest.approx(10.5)
 
 
+def test_a_step_shows_the_unclipped_gradient_then_the_new_weights_and_then_acts():
+    seen = []
+
+    class Acting(Learner):
+        def mechanism(self):
+            seen.append(("mechanism", net.theta.item()))
+            net.theta.data.fill_(7.0)
+
+    net, config = One(11.0), Backprop(lr=1.0, momentum=0.0, clip_norm=0.5)
+    learner = Acting(config, net, describe(initial_net(0), torch.zeros(2, 2)), initial_net)
+    learner.on_backward = lambda: seen.append(("backward", net.theta.item(), net.theta.grad.item()))
+    learner.on_update = lambda: seen.append(("update", net.theta.item(), net.theta.grad.item()))
+    learner.take_up(make_task(active=1, loss=Loss.mse))
+    learner.begin_epoch(0)
+    losses, _ = learner.step(batch(1.0))
+    first, then, last = seen
+    assert first == ("backward", 11.0, 20.0)
+    assert then == ("update", 10.5, pytest.approx(0.5, rel=1e-5))
+    assert last == ("mechanism", 10.5)
+    assert net.theta.item() == 7.0
+    assert losses.tolist() == [100.0, 100.0]
+
+
 def train_a_little(learner: Learner) -> None:
     learner.take_up(make_task())
     learner.begin_epoch(0)
@@ -211,3 +234,14 @@ def test_first_task_resets_nothing():
 def test_ranges(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Backprop(**wrong)
+
+
+@pytest.mark.parametrize("reset", list(Reset))
+def test_a_task_that_wants_a_zero_head_has_one_whatever_is_reset(reset):
+    learner = make_learner(Backprop(reset=reset))
+    train_a_little(learner)
+    learner.begin_task(make_task(index=1, new_head=NewHead.zeros))
+    assert not any(value.any() for value in learner.net.get_submodule(learner.units.head).parameters())
+    hidden = learner.net.get_parameter(learner.units.layers[0].incoming[0].parameter)
+    fresh = initial_net(1).get_parameter(learner.units.layers[0].incoming[0].parameter)
+    assert torch.equal(hidden, fresh) is (reset is Reset.network)

@@ -2,15 +2,18 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from plans import make_plan
+from plastiscope.error import RunError
 from plastiscope.experiment import run
 from plastiscope.learner.learner import Learner
 from plastiscope.run.status import read_status
@@ -161,3 +164,28 @@ def test_truncated_checkpoint_falls_back(uninterrupted, tmp_path, monkeypatch, c
     assert contents(folder)["metrics.jsonl"] == contents(uninterrupted)["metrics.jsonl"]
     weights = [torch.load(f / "snapshots/epoch_000009.pt", weights_only=True) for f in (folder, uninterrupted)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+def test_checkpoint_of_another_run_is_refused(tmp_path):
+    few = ("num_tasks=1", "epochs=1", "analysis=[]", "threads=1")
+    for name, lr in (("one", "0.1"), ("two", "0.2")):
+        run(make_plan(*few, f"learner.lr={lr}"), tmp_path / name)
+    shutil.rmtree(tmp_path / "one" / "checkpoint")
+    shutil.copytree(tmp_path / "two" / "checkpoint", tmp_path / "one" / "checkpoint")
+    before = (tmp_path / "one" / "metrics.jsonl").read_bytes()
+    with pytest.raises(RunError, match="was written under other settings"):
+        run(make_plan(*few, "learner.lr=0.1", "num_tasks=2"), tmp_path / "one")
+    assert (tmp_path / "one" / "metrics.jsonl").read_bytes() == before
+
+
+def test_other_data_under_the_same_name_are_refused(tmp_path):
+    generator = np.random.default_rng(0)
+    few = ("num_tasks=1", "epochs=1", "analysis=[]", "data=arrays", f"data.file={tmp_path / 'data.npz'}")
+    for seed in (0, 1):
+        labels = np.random.default_rng(seed).integers(0, 10, 100)
+        inputs = generator.random((100, 4), dtype=np.float32)
+        np.savez(tmp_path / "data.npz", x_train=inputs, y_train=labels, x_test=inputs, y_test=labels)
+        if seed == 0:
+            run(make_plan(*few, "data.normalisation=auto"), tmp_path / "run")
+    with pytest.raises(RunError, match="the data are not those that the run in"):
+        run(make_plan(*few, "data.normalisation=auto", "num_tasks=2"), tmp_path / "run")

@@ -6,15 +6,15 @@ exist yet, and where the head has been reset in between: its outputs mean someth
 takes the accuracy's place, under names that say so.
 """
 
+import copy
 import dataclasses
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plastiscope.analysis.analysis import Analysis
 from plastiscope.error import require
@@ -22,7 +22,7 @@ from plastiscope.event import Context, Numbers
 from plastiscope.measure import continual
 from plastiscope.measure.continual import CellMean
 from plastiscope.measure.loss import Loss
-from plastiscope.run.storage import write_atomic, write_json
+from plastiscope.run.storage import write_by, write_json
 from plastiscope.task_shift_mode.task import NewHead, Task, evaluate
 
 NAN = float("nan")
@@ -49,24 +49,16 @@ class Continual(Analysis):
         self._before = torch.empty(0, dtype=torch.float64)
         self._curve: list[float] = []
         self._head_since = 0
-
-    def on_run_begin(self, context: Context) -> None:
-        """Accuracy on each task before any training, up to the first task that has another head."""
-        before = [NAN] * context.num_tasks
-        first = context.shift.task(0)
-        for j in range(context.num_tasks):
-            task = context.shift.task(j)
-            if _has_new_head(context, task):
-                break
-            if j % self._stride(context) == 0 and task.active_outputs <= first.active_outputs:
-                before[j] = self._score(context, task, first.active_outputs)
-        self._before = torch.tensor(before, dtype=torch.float64)
+        self._first_head = True
 
     def on_task_begin(self, context: Context) -> None:
-        """Note a new head, and start the task's learning curve."""
+        """Note a new head, start the task's learning curve, and look at the task with the network's first weights."""
         if _has_new_head(context, context.current_task):
             self._head_since = context.task_idx
+            self._first_head = False
         self._curve = []
+        before = torch.tensor([self._before_training(context)], dtype=torch.float64)
+        self._before = torch.cat([_widened(self._before, context.task_idx), before])
 
     def on_epoch_end(self, context: Context) -> None:
         """One more point of the learning curve; NaN in epochs without evaluation."""
@@ -78,7 +70,7 @@ class Continual(Analysis):
         """One more row of the matrix, and all that follows from it."""
         i = context.task_idx
         is_due = self.is_due(i + 1)
-        self._matrix = _with_row(self._matrix, self._row(context) if is_due else {}, context.num_tasks)
+        self._matrix = _with_row(self._matrix, self._row(context) if is_due else {}, i + 2)
         metrics = self._metrics(i) if is_due else {}
         numbers = {name: mean.value for name, mean in metrics.items()} | self._curve_numbers(self._curve)
         self._save(context, metrics)
@@ -87,12 +79,28 @@ class Continual(Analysis):
 
     def state_dict(self) -> dict[str, Any]:
         """The matrix so far, the accuracies before training, and the task's learning curve."""
-        return {"matrix": self._matrix, "before": self._before, "curve": self._curve, "head_since": self._head_since}
+        return {
+            "matrix": self._matrix,
+            "before": self._before,
+            "curve": self._curve,
+            "head_since": self._head_since,
+            "first_head": self._first_head,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self._matrix, self._before = state["matrix"], state["before"]
-        self._curve, self._head_since = state["curve"], state["head_since"]
+        self._curve, self._head_since, self._first_head = state["curve"], state["head_since"], state["first_head"]
+
+    def _before_training(self, context: Context) -> float:
+        """Accuracy on the current task before any training; NaN if its outputs meant something else then."""
+        task, first = context.current_task, context.shift.task(0)
+        is_asked = task.index % self._stride(context) == 0 and task.active_outputs <= first.active_outputs
+        if not is_asked or not self._first_head:
+            return NAN
+        untrained = copy.deepcopy(context.net)
+        untrained.load_state_dict(context.snapshots.load(0))
+        return self._score(context, untrained, task, first.active_outputs)
 
     def _stride(self, context: Context) -> int:
         return 1 if self.max_tasks is None else -(-context.num_tasks // self.max_tasks)
@@ -100,19 +108,20 @@ class Continual(Analysis):
     def _row(self, context: Context) -> dict[int, float]:
         """Accuracy by task: the current one, earlier ones and the next one (of which forward transfer is made)."""
         i, current = context.task_idx, context.current_task
-        row = {i: self._score(context, current, current.active_outputs)}
-        for j in range(0, min(i + 2, context.num_tasks), self._stride(context)):
+        row = {i: self._score(context, context.net, current, current.active_outputs)}
+        possible = context.shift.num_tasks_possible
+        for j in range(0, i + 2 if possible is None else min(i + 2, possible), self._stride(context)):
             if j != i and j >= self._head_since:
                 task = context.shift.task(j)
                 has_its_head = j < i or not _has_new_head(context, task)
                 if has_its_head and task.active_outputs <= current.active_outputs:
-                    row[j] = self._score(context, task, current.active_outputs)
+                    row[j] = self._score(context, context.net, task, current.active_outputs)
         return row
 
-    def _score(self, context: Context, task: Task, active_outputs: int) -> float:
+    def _score(self, context: Context, net: nn.Module, task: Task, active_outputs: int) -> float:
         if len(task.new_test) == 0:
             return NAN
-        scores = evaluate(context.net, task, task.new_test, context.epochs_completed, active_outputs)
+        scores = evaluate(net, task, task.new_test, context.epochs_completed, active_outputs)
         return -scores.loss if scores.accuracy is None else scores.accuracy
 
     def _metrics(self, i: int) -> dict[str, CellMean]:
@@ -147,19 +156,18 @@ class Continual(Analysis):
         """The task's row and learning curve; with the last task the matrix (with each it would be T^3 numbers)."""
         folder, is_regression = context.folder(self.name), context.current_task.loss is Loss.mse
         what = "negative_loss" if is_regression else "accuracy"
-        _write_array(folder / f"{what}_row.npy", self._matrix[-1])
+        matrix = _widened(self._matrix, context.num_tasks)[:, : context.num_tasks]
+        _write_array(folder / f"{what}_row.npy", matrix[-1])
         _write_array(folder / "learning_curve.npy", torch.tensor(self._curve, dtype=torch.float64))
         if context.task_idx == context.num_tasks - 1:
-            _write_array(folder / f"{what}_matrix.npy", self._matrix)
-            _write_array(folder / f"{what}_before_training.npy", _widened(self._before, context.num_tasks))
+            _write_array(folder / f"{what}_matrix.npy", matrix)
+            _write_array(folder / f"{what}_before_training.npy", self._before)
         summary = {_renamed(name, is_regression): mean._asdict() for name, mean in metrics.items()}
         write_json(folder / "summary.json", {"settings": dataclasses.asdict(self), "metrics": summary})
 
 
 def _write_array(path: Path, values: Tensor) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, values.numpy())
-    write_atomic(path, buffer.getvalue())
+    write_by(path, lambda file: np.save(file, values.numpy()))
 
 
 def _has_new_head(context: Context, task: Task) -> bool:

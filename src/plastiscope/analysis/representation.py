@@ -12,7 +12,6 @@ Numbers, each `representation/<subset>/<layer>/<quantity>`:
 """
 
 import dataclasses
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -34,7 +33,7 @@ from plastiscope.measure import dormant, rank_dynamics
 from plastiscope.measure.cka import linear_cka
 from plastiscope.measure.rank import participation_ratio, ranks_of_spectrum, singular_values
 from plastiscope.net.units import Layer, UnitDescription
-from plastiscope.run.storage import write_atomic, write_json
+from plastiscope.run.storage import write_by, write_json
 
 LAYER_MEAN = "layer_mean"
 DYNAMICS = ("rank_drop_gini", "rank_decay_centroid", "rank_drop_centroid", "normalized_aurc")
@@ -175,10 +174,8 @@ class Representation(Analysis):
                 arrays |= _arrays(name, found, spectrum)
                 about[name] = {"n": found.matrix.shape[0], "d": found.matrix.shape[1]}
         numbers |= self._totals(context.units, numbers)
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
         file = f"{subset}_epoch_{context.epochs_completed:06d}.npz"
-        write_atomic(context.folder(self.name) / file, buffer.getvalue())
+        write_by(context.folder(self.name) / file, lambda out: np.savez(out, **arrays))  # type: ignore[arg-type]
         return numbers, {"file": file, "n": len(sample), "layers": about}
 
     def _totals(self, units: UnitDescription, numbers: Mapping[tuple[str, str], float]) -> LayerNumbers:
@@ -199,7 +196,7 @@ class Representation(Analysis):
     def _likeness(self, context: Context, initial: Mapping[str, Tensor]) -> LayerNumbers:
         """cka_init and, from the second task on, cka_prev of each hidden layer, on the fixed sample."""
         sample = self._fixed = self._fixed or draw_from(
-            {0: context.shift.task(0).train}, self.samples, context.generator("fixed_sample").initial_seed()
+            {0: context.shift.task(0).train}, self.samples, context.rng("fixed_sample").initial_seed()
         )
         if sample is None:
             return {}

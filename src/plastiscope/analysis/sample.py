@@ -72,7 +72,7 @@ def draw(context: Context, subset: Subset, n: int) -> Sample | None:
         pools = {k + 1: shift.task(k + 1).new_train} if k + 1 < context.num_tasks else {}
     else:
         pools = {j: shift.task(j).new_train for j in range(k)}
-    return draw_from(pools, n, context.generator("analysis_sample", subset.value, k).initial_seed())
+    return draw_from(pools, n, context.rng("analysis_sample", subset.value, k).initial_seed())
 
 
 def draw_from(pools: dict[int, Samples], n: int, seed: int) -> Sample | None:

@@ -136,10 +136,11 @@ def _kept_rows(settings: FiniteData, raw: RawData) -> tuple[np.ndarray, np.ndarr
     return rows, np.flatnonzero(validation), test_rows
 
 
-def _training_ids(ids_file: str | None, count: int) -> np.ndarray:
+def _training_ids(ids_file: str | None, raw: RawData) -> np.ndarray:
     """Ids of the training rows; unknown ones become -1 - row, so that each sample keeps random numbers of its own."""
+    count = len(raw.train)
     if ids_file is None:
-        return np.arange(count)
+        return np.arange(count) if raw.train_ids is None else raw.train_ids
     try:
         ids = np.load(ids_file, allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -168,7 +169,7 @@ def _sources(
     settings: FiniteData, raw: RawData, rows: np.ndarray, device: torch.device
 ) -> tuple[Source, Source, Normalisation]:
     """The normalised training and test inputs."""
-    ids = torch.from_numpy(_training_ids(settings.ids_file, len(raw.train))).to(device)
+    ids = torch.from_numpy(_training_ids(settings.ids_file, raw)).to(device)
     unnormalised = raw.train.open(ids, None)
     normalisation = _normalisation(settings, unnormalised, torch.from_numpy(rows).to(device), raw.scale)
     train = raw.train.open(ids, normalisation)

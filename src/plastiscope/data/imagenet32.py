@@ -54,7 +54,9 @@ class Imagenet32(FiniteData):
         arrays = [self._class_rows(classes / f"{k}.npy") for k in numbers]
         if len({(array.shape[1:], array.dtype) for array in arrays}) > 1:
             raise DataError(f"The arrays in {classes} differ in image shape or type; make them all alike.")
-        train = [array[: len(array) - self.test_rows][: self.train_rows] for array in arrays]
+        counts = [len(array) - self.test_rows for array in arrays]  # training rows, used or not: ids count them all
+        train = [array[:count][: self.train_rows] for array, count in zip(arrays, counts, strict=True)]
+        starts = np.cumsum([0, *counts[:-1]])
         test = [array[len(array) - self.test_rows :] for array in arrays]
         labels = np.arange(len(arrays))
         return RawData(
@@ -63,6 +65,7 @@ class Imagenet32(FiniteData):
             num_classes=len(arrays),
             scale=255.0 if arrays[0].dtype == np.uint8 else 1.0,
             class_names=self._names(numbers),
+            train_ids=np.concatenate([start + np.arange(len(part)) for start, part in zip(starts, train, strict=True)]),
         )
 
     def _class_rows(self, path: Path) -> np.ndarray:

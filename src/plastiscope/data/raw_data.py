@@ -37,6 +37,7 @@ class RawData:
 
     Attributes:
         scale: raw values are divided by it before anything else (255 for bytes).
+        train_ids: int64 [n] positions in the canonical training set; the rows themselves by default.
         coarse_classes: int64 [K] or None.
     """
 
@@ -46,6 +47,7 @@ class RawData:
     scale: float
     class_names: tuple[str, ...] = ()
     coarse_classes: np.ndarray | None = None
+    train_ids: np.ndarray | None = None
 
 
 def array_split(

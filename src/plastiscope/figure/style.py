@@ -1,11 +1,10 @@
 """Colours, axes and writing that all figures share; no global state of matplotlib is touched."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plastiscope.run.storage import write_atomic
+from plastiscope.run.storage import write_by
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,10 +26,8 @@ def new_figure(width: float, height: float) -> "Figure":
 
 def save(figure: "Figure", path: Path) -> Path:
     """Write a PNG; equal figures give equal bytes (no version, no date)."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, buffer.getvalue())
+    write_by(path, lambda file: figure.savefig(file, format="png", dpi=150, metadata={"Software": None}))
     return path
 
 

@@ -115,14 +115,13 @@ class Learner:
 
     def begin_task(self, task: Task) -> None:
         """Start `task`, already taken up: new head or reset, as the task and the settings say."""
+        reset = self.config.reset if task.index > 0 else Reset.nothing
+        if reset is Reset.network:
+            self._reset_network(task.index)
         if task.new_head is not NewHead.keep:
             self._reset_head(task.index, zeros=task.new_head is NewHead.zeros)
-        if task.index == 0:
-            return
-        if self.config.reset is Reset.head:
+        elif reset is Reset.head:
             self._reset_head(task.index, zeros=False)
-        elif self.config.reset is Reset.network:
-            self._reset_network(task.index)
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the step size of epoch `epoch` of the task."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from plastiscope.error import RunError
-from plastiscope.run.storage import read_json, write_atomic, write_json
+from plastiscope.run.storage import read_json, write_by, write_json
 
 _SLOTS = ("a", "b")
 
@@ -34,10 +34,7 @@ class Checkpoints:
         self.folder.mkdir(exist_ok=True)
         counters = {slot: self._about(slot).get("counter", -1) for slot in _SLOTS}
         slot = min(_SLOTS, key=lambda s: counters[s])
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        content = buffer.getvalue()
-        write_atomic(self.folder / f"{slot}.pt", content)
+        content = write_by(self.folder / f"{slot}.pt", lambda file: torch.save(state, file))
         digest = hashlib.sha256(content).hexdigest()
         write_json(self.folder / f"{slot}.json", {"counter": max(counters.values()) + 1, "sha256": digest, **about})
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from plastiscope.error import require
+from plastiscope.error import RunError, require
 from plastiscope.run.checkpoint import Checkpoints
 from plastiscope.run.log import NumberLog, read_rows
 from plastiscope.run.progress import Progress
@@ -39,8 +39,10 @@ class SnapshotSettings:
 class Journal:
     """Logs, snapshots, checkpoints, status, progress and the W&B mirror of one run folder."""
 
-    def __init__(self, folder: Path, snapshots: SnapshotSettings, checkpoint_every_s: float) -> None:
-        """Write into `folder`, which is locked for us."""
+    def __init__(
+        self, folder: Path, snapshots: SnapshotSettings, checkpoint_every_s: float, config_hash: str
+    ) -> None:
+        """Write into `folder`, which is locked for us; checkpoints of another `config_hash` are refused."""
         self.folder = folder
         self.metrics = NumberLog(folder / "metrics.jsonl")
         self.timings = NumberLog(folder / "timings.jsonl")
@@ -49,7 +51,7 @@ class Journal:
         self.progress: Progress | None = None
         self.wandb: WandbSink | None = None
         self._checkpoints = Checkpoints(folder / "checkpoint")
-        self._snapshot_settings, self._every_s = snapshots, checkpoint_every_s
+        self._snapshot_settings, self._every_s, self._config_hash = snapshots, checkpoint_every_s, config_hash
         self._last_checkpoint = time.monotonic()
         self._timing: Row = {}
 
@@ -57,8 +59,16 @@ class Journal:
         """State of the newest whole checkpoint and a warning; logs and snapshots are cut back to it.
 
         None when there is none: then the logs are emptied, and snapshots deleted.
+
+        Raises:
+            RunError: it was written under other settings than those of this folder's config.
         """
         loaded = self._checkpoints.load()
+        if loaded is not None and loaded[1]["config_hash"] != self._config_hash:
+            raise RunError(
+                f"the checkpoint in {self.folder} was written under other settings than its config.yaml says; "
+                "put back the folder's own checkpoint/, or start anew in another folder (hydra.run.dir=...)"
+            )
         state, about, warning = loaded or ({}, {"metrics": 0, "timings": 0, "epochs_completed": -1}, "")
         self.metrics.cut_back(about["metrics"])
         self.timings.cut_back(about["timings"])
@@ -109,7 +119,8 @@ class Journal:
 
     def checkpoint(self, state: dict[str, Any], epochs_completed: int) -> None:
         """Write a checkpoint of `state`, which stands after `epochs_completed` whole epochs."""
-        about = {"metrics": self.metrics.size(), "timings": self.timings.size(), "epochs_completed": epochs_completed}
+        sizes = {"metrics": self.metrics.size(), "timings": self.timings.size()}
+        about = {**sizes, "epochs_completed": epochs_completed, "config_hash": self._config_hash}
         self._checkpoints.save(state, about)
         self._last_checkpoint = time.monotonic()
 

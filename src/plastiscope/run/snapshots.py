@@ -1,13 +1,12 @@
 """Snapshots: the weights at initialisation, at task ends, and every n epochs on request; never overwritten."""
 
-import io
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from plastiscope.error import RunError
-from plastiscope.run.storage import write_atomic
+from plastiscope.run.storage import write_by
 
 
 class Snapshots:
@@ -30,9 +29,8 @@ class Snapshots:
         path = self.path(epochs_completed)
         if not path.exists():
             self.folder.mkdir(exist_ok=True)
-            buffer = io.BytesIO()
-            torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, buffer)
-            write_atomic(path, buffer.getvalue())
+            on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+            write_by(path, lambda file: torch.save(on_cpu, file))
 
     def load(self, epochs_completed: int) -> dict[str, Tensor]:
         """State dict on the CPU.

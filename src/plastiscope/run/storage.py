@@ -1,10 +1,12 @@
 """Writing that survives a kill: a file is either the old one or the new one, never half of each."""
 
+import io
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -18,6 +20,14 @@ def write_atomic(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_by(path: Path, save: Callable[[IO[bytes]], Any]) -> bytes:
+    """Write atomically what `save(file)` writes, such as `lambda file: torch.save(state, file)`; returns the bytes."""
+    buffer = io.BytesIO()
+    save(buffer)
+    write_atomic(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def write_json(path: Path, content: Any) -> None:

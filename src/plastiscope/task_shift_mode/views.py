@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from plastiscope.data.samples import DataSet, Samples
 from plastiscope.error import ConfigError
@@ -45,11 +46,16 @@ def presentation_order(given: list[int] | None, data: DataSet, seed: int) -> tup
 
 
 def presented(samples: Samples, selected: Sequence[int], classes: Sequence[int]) -> Samples:
-    """The samples of the classes `selected`; their targets are the positions of their labels in `classes`."""
+    """The samples of the classes `selected`; their targets are the positions of their labels in `classes`.
+
+    Where the data's targets are one-hot rows, so are these, over the positions.
+    """
     some = samples.of_classes(list(selected))
     position = torch.full((max(classes) + 1,), -1, device=some.labels.device)
     position[list(classes)] = torch.arange(len(classes), device=some.labels.device)
-    return some.with_targets(position[some.labels])
+    targets = position[some.labels]
+    one_hot = samples.targets.ndim == 2
+    return some.with_targets(F.one_hot(targets, len(classes)).float() if one_hot else targets)
 
 
 def unchanged(samples: Samples) -> Samples:
