@@ -1,5 +1,6 @@
 """The keyed hash: published vectors, invariance to batches, distributions, independence of streams."""
 
+import hashlib
 import math
 
 import pytest
@@ -45,6 +46,38 @@ def test_equals_the_published_code_on_any_state() -> None:
     states = [signed(reference_splitmix64(i)) for i in range(500)] + [0, -1, 2**63 - 1, -(2**63)]
     expected = [signed(reference_splitmix64(state % WRAP)) for state in states]
     assert splitmix64(torch.tensor(states)).tolist() == expected
+
+
+def reference_bits(seed: int, purpose: str, identity: int, k: int) -> int:
+    """splitmix64(splitmix64(splitmix64(id + key)) ^ splitmix64(k)), on Python integers."""
+    key = int.from_bytes(hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest(), "little")
+    own = reference_splitmix64(reference_splitmix64((identity + key) % WRAP))
+    return reference_splitmix64(own ^ reference_splitmix64(k % WRAP))
+
+
+GOLDEN_BITS = {
+    (0, "direction", 0, 0): 0x14E65DCDDB72C2D4,
+    (0, "direction", 1, 0): 0x794ADD2ED73C373F,
+    (0, "direction", 0, 1): 0xA6FACBEBAA7CC89D,
+    (7, "augmentation/train", 49_999, 16_003): 0xE665CAF5E80BBD60,
+    (7, "augmentation/test", -5, 16_003): 0x7439143E55EFCEC9,
+    (2**40, "noise", 10**12, 3): 0xD8E68DA6D0613294,
+}
+"""Bits of (seed, purpose, id, k), as `reference_bits` gave them when they were written down; they never change."""
+
+
+@pytest.mark.parametrize(("key", "bits"), GOLDEN_BITS.items())
+def test_pinned_numbers(key, bits) -> None:
+    seed, purpose, identity, k = key
+    assert reference_bits(*key) == bits
+    ids = torch.tensor([identity])
+    for counter in (k, torch.tensor([k])):
+        assert [value % WRAP for value in keyed_bits(seed, purpose, ids, counter).tolist()] == [bits]
+        assert keyed_uniform(seed, purpose, ids, counter).tolist() == [(bits >> 40) / 2**24]
+        assert keyed_sign(seed, purpose, ids, counter).tolist() == [-1.0 if bits >> 63 else 1.0]
+        radius = math.sqrt(-2.0 * math.log(((bits >> 40) + 1) / 2**24))
+        expected = radius * math.cos(2.0 * math.pi * (reference_splitmix64(bits) >> 11) / 2**53)
+        assert keyed_normal(seed, purpose, ids, counter).item() == pytest.approx(expected, rel=1e-7, abs=1e-9)
 
 
 @pytest.mark.parametrize("draw", DRAWS)

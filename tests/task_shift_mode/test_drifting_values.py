@@ -74,6 +74,12 @@ def test_one_sweep_of_repulsion_by_hand():
     assert np.allclose(repelled(np.array([1.0, 1.1]), gap=0.2, strength=1.0), [0.85, 1.25], rtol=0, atol=1e-15)
 
 
+def test_neighbours_exactly_a_gap_apart_repel_each_other():
+    # v_0 = v_1 - gap: o = 0, so both move by (0 + 0.5) / 2 * 1 = 0.25 in the first sweep, and the second is settled
+    assert repelled(np.array([0.0, 0.5]), gap=0.5, strength=1.0).tolist() == [-0.25, 0.75]
+    assert repelled(np.array([0.0, 0.75]), gap=0.5, strength=1.0).tolist() == [0.0, 0.75]
+
+
 def test_without_repulsion_values_are_sorted_and_spaced():
     assert np.allclose(repelled(np.array([2.0, 1.0, 1.1]), 0.2, 0.0), [1.0, 1.2, 2.0], rtol=0, atol=1e-15)
     assert np.array_equal(spaced(np.array([0.0, 0.5, 3.0]), 0.2), [0.0, 0.5, 3.0])

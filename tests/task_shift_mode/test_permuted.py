@@ -84,3 +84,10 @@ def test_labels_are_permuted_by_a_bijection_that_differs_between_tasks(make_data
         assert torch.equal(task.train.rows, data.train.rows)
         seen.add(task.classes)
     assert len(seen) == 10
+
+
+def test_inputs_and_labels_are_permuted_by_streams_of_their_own(make_data):
+    data = make_data(num_classes=10, train=1, test=1, shape=(10,))
+    inputs, outputs = PermutedInput().make(data, seed=0), PermutedOutput().make(data, seed=0)
+    labels = [outputs.task(k).classes for k in range(10)]
+    assert {tuple(inputs.permutation(k).tolist()) for k in range(10)}.isdisjoint(labels)
