@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
@@ -41,7 +42,7 @@ MISTAKES = [
     (["verbose=maybe"], "verbose: Value 'maybe' is not a valid bool"),
     (["epochs=-1"], "epochs=-1: must be 1 or more"),
     (["epochs=1.5"], "epochs: Value '1.5' of type 'float' could not be converted to Integer"),
-    (["learner.lr=-1"], "learner.lr=-1.0: must be 0 or more"),
+    (["learner.lr=-1"], "learner.lr=-1.0: must be 0 or more, and finite"),
     (["snapshots.every=0"], "snapshots.every=0: must be 1 or more, or null"),
     (["selection=best"], "selection: Invalid value 'best', expected one of [val_best, last, test_oracle]"),
     (["learner.betas=0.9"], "learner.betas: must be a list"),
@@ -59,6 +60,11 @@ MISTAKES = [
     (["learner._target_=torch.nn.Linear"], "must be a dataclass of settings"),
     (["data=cifar100", "data.folder=nowhere", "data.download=false"], "into nowhere/cifar-100-python"),
     (["net=foreign"], "net._target_ is missing"),
+    (["analysis=[representatoin]"], "there is no such analysis; did you mean representation?"),
+    (["data=null"], "Config group override must be a string or a list"),
+    (["threads=100000"], "threads=100000: must be 1 to 1024, or null"),
+    (["learner.lr=inf"], "learner.lr=inf: must be 0 or more, and finite"),
+    (["name=.."], "name=..: must be a folder name"),
 ]
 
 
@@ -179,3 +185,30 @@ def test_mistakes_do_not_load_torch():
     code += "except SystemExit: print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().splitlines()[-1] == "False"
+
+
+def test_a_run_that_failed_before_it_began_can_be_started_again(plastiscope, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in (".lock", "status.json", "config.yaml", "traceback.txt", ".status.json.1.tmp"):
+        (folder / name).write_text("{}")
+    assert plastiscope(*QUICK, "hydra.run.dir=run")[0] == 0
+    assert not (folder / "traceback.txt").exists()
+
+
+@pytest.mark.parametrize(("name", "content"), [("run.json", ""), ("config.yaml", "a: ["), ("config.yaml", "")])
+def test_damaged_run_folder_is_refused(plastiscope, tmp_path, name, content):
+    assert plastiscope(*QUICK, "hydra.run.dir=run")[0] == 0
+    (tmp_path / "run" / name).write_text(content)
+    code, _, err = plastiscope(*QUICK, "hydra.run.dir=run", "num_tasks=2")
+    assert code == 2
+    assert f"{name} is damaged" in err
+    assert (tmp_path / "run" / name).read_text() == content
+
+
+def test_data_that_are_not_finite_are_refused(plastiscope, tmp_path):
+    inputs, labels = np.full((20, 4), np.nan, np.float32), np.arange(20) % 10
+    np.savez(tmp_path / "nan.npz", x_train=inputs, y_train=labels, x_test=inputs, y_test=labels)
+    code, _, err = plastiscope(*QUICK, "data=arrays", "data.file=nan.npz", "data.normalisation=none")
+    assert code == 2
+    assert "the inputs hold NaN or infinite values" in err

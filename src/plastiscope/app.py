@@ -95,6 +95,10 @@ def _run_hydra() -> None:
         if asked:
             raise
         raise ConfigError(_advice(str(error), sys.argv[1:])) from None
+    except ValueError as error:
+        if asked or not str(error).startswith("Config group override"):
+            raise
+        raise ConfigError(f"{error}; give an option, or a list such as analysis=[]") from None
     finally:
         os.environ.pop("HYDRA_FULL_ERROR") if asked is None else os.environ.update(HYDRA_FULL_ERROR=asked)
 
@@ -119,6 +123,10 @@ def _exit(error: PlastiscopeError) -> NoReturn:
 def _advice(text: str, arguments: list[str]) -> str:
     """What to say instead of Hydra's message, which advises `+key=value` for every unknown key."""
     found = re.search(r"Could not (?:override|append to config) '([^']+)'|Key '([^']+)' is not in struct", text)
+    if "hydra/launcher/submitit" in text:
+        return "this launcher needs submitit: pip install 'plastiscope[slurm]'"
+    if missing := re.search(r"Could not load 'analysis/([^']+)'", text):
+        return f"analysis=[{missing.group(1)}]: there is no such analysis{nearest(missing.group(1), known_analyses())}"
     if found is None or "Could not override" not in text:
         return re.sub(r"\s*\n\s*", "\n  ", text.split("Config search path:")[0].strip())
     key = found.group(1) or found.group(2)

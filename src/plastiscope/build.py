@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from plastiscope.advice import GROUPS, known_analyses, nearest, not_selected, selected
 from plastiscope.data.samples import DataConfig
@@ -169,8 +170,12 @@ def read_config(folder: Path, trust: bool = False, changes: list[str] | None = N
     path = folder / "config.yaml"
     if not path.exists():
         raise ConfigError(f"{folder} is not a run folder: it has no config.yaml")
-    config = OmegaConf.load(path)
-    assert isinstance(config, DictConfig)
+    try:
+        config = OmegaConf.load(path)
+    except (YAMLError, OSError, UnicodeDecodeError):
+        config = None
+    if not isinstance(config, DictConfig) or "net" not in config:
+        raise ConfigError(f"{path} is damaged; put it back, or start in another folder (hydra.run.dir=...)")
     for key in map(str, config):
         node = config[key]
         target = node.get("_target_") if isinstance(node, DictConfig) else None

@@ -47,6 +47,8 @@ def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
         SystemExit: a signal stopped the run, which is saved; the exit code is 128 + the signal's number.
     """
     stored = read_json(folder / "run.json")
+    if stored is None and (folder / "run.json").exists():
+        raise RunError(f"{folder}/run.json is damaged; put it back, or start in another folder (hydra.run.dir=...)")
     if stored is not None and _finished(plan, folder):
         print(f"{folder} is done already ({plan.settings.num_tasks} tasks); nothing to do. Raise num_tasks to go on.")
         return
@@ -61,6 +63,7 @@ def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
         _check_data(stored, data, folder)
         lock = FolderLock(folder)
         write_status(folder, State.running, error=None)
+        (folder / "traceback.txt").unlink(missing_ok=True)
         _write_identity(plan, folder, data, shift.outputs, learner, device, overrides or [], stored)
         journal = Journal(folder, plan.settings.snapshots, plan.settings.checkpoint_every_s, _identity_hash(plan))
         trainer = _trainer(plan, shift, learner, journal, folder)

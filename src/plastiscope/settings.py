@@ -38,11 +38,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require(bool(self.name) and "/" not in self.name, "name", self.name, "must be a folder name")
+        require(self.name not in ("", ".", "..") and "/" not in self.name, "name", self.name, "must be a folder name")
         for key in ("num_tasks", "epochs", "batch_size", "eval_every"):
             require(getattr(self, key) >= 1, key, getattr(self, key), "must be 1 or more")
         require(self.seed >= 0, "seed", self.seed, "must be 0 or more")
-        require(self.threads is None or self.threads >= 1, "threads", self.threads, "must be 1 or more, or null")
+        allowed = self.threads is None or 1 <= self.threads <= 1024
+        require(allowed, "threads", self.threads, "must be 1 to 1024, or null")
         require(self.checkpoint_every_s >= 0, "checkpoint_every_s", self.checkpoint_every_s, "must be 0 or more")
         kind = self.device.split(":")[0]
         require(kind in ("auto", "cpu", "cuda", "mps"), "device", self.device, "must be auto, cpu, cuda or mps")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plastiscope.data.samples import ArraySource, Normalisation, Source
+from plastiscope.error import DataError
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -56,6 +57,8 @@ def array_split(
     """A split that lies on the device: bytes as they are, anything else as float32."""
     tensor = torch.from_numpy(np.ascontiguousarray(inputs))
     tensor = tensor.to(device, torch.uint8 if tensor.dtype == torch.uint8 else torch.float32)
+    if not torch.isfinite(tensor).all():
+        raise DataError("the inputs hold NaN or infinite values; take them out of the file before training on it.")
     return Split(
         open=lambda ids, normalisation: ArraySource(tensor, ids, normalisation),
         labels=None if labels is None else np.asarray(labels, dtype=np.int64),

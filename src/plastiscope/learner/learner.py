@@ -64,7 +64,7 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require(self.lr >= 0, "lr", self.lr, "must be 0 or more")
+        require(0 <= self.lr < float("inf"), "lr", self.lr, "must be 0 or more, and finite")
         require(0 <= self.momentum < 1, "momentum", self.momentum, "must be in [0, 1)")
         require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two in [0, 1)")
         require(self.eps > 0, "eps", self.eps, "must be more than 0")

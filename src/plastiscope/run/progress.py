@@ -7,10 +7,10 @@ from typing import Any
 ACCURACIES = {
     "epoch_loss": "loss",
     "epoch_accuracy": "train",
-    "validation_accuracy": "validation",
+    "validation_accuracy": "val",
     "test_accuracy": "test",
 }
-LOSSES = {"epoch_loss": "loss", "validation_loss": "validation", "test_loss": "test"}
+LOSSES = {"epoch_loss": "loss", "validation_loss": "val", "test_loss": "test"}
 """Numbers of an epoch's row that are shown, and their short names: in classification, in regression."""
 
 
@@ -24,12 +24,13 @@ class Progress:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=done, unit="epoch", dynamic_ncols=True)
+            shape = "{desc} |{bar:12}| {n_fmt}/{total_fmt} {remaining}{postfix}"  # fits into 80 columns
+            self._bar = tqdm(total=total, initial=done, bar_format=shape, dynamic_ncols=True)
 
     def epoch(self, task_idx: int, epoch: int, row: dict[str, float]) -> None:
         """An epoch is done."""
         shown = ACCURACIES if "epoch_accuracy" in row else LOSSES
-        numbers = " ".join(f"{short}={row[key]:.4g}" for key, short in shown.items() if key in row)
+        numbers = " ".join(f"{short}={row[key]:.3g}" for key, short in shown.items() if key in row)
         now = time.perf_counter()
         if self._verbose:
             numbers += f" seconds={now - self._last:.2f}"
