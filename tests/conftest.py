@@ -9,8 +9,8 @@ import torch
 torch.set_num_threads(1)
 
 
-@pytest.fixture
-def data_folder() -> Path:
+@pytest.fixture(scope="session")
+def real_data() -> Path:
     """The folder of real data sets: MNIST, cifar-100-python-mini, imagenet32-mini, memorization."""
     folder = os.environ.get("PLASTISCOPE_TEST_DATA")
     if not folder:

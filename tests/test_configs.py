@@ -105,10 +105,10 @@ REAL = {
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
-def test_every_experiment_trains_on_real_data(path, data_folder, tmp_path):
+def test_every_experiment_trains_on_real_data(path, real_data, tmp_path):
     (tmp_path / "cifar").mkdir()
-    (tmp_path / "cifar" / "cifar-100-python").symlink_to(data_folder / "cifar-100-python-mini")
-    places = {"cifar": tmp_path / "cifar", "imagenet": data_folder / "imagenet32-mini", "mnist": data_folder}
+    (tmp_path / "cifar" / "cifar-100-python").symlink_to(real_data / "cifar-100-python-mini")
+    places = {"cifar": tmp_path / "cifar", "imagenet": real_data / "imagenet32-mini", "mnist": real_data}
     overrides = [override.format(**places) for override in REAL[path.stem]]
     run(make_plan(f"experiment={path.stem}", *TINY, *overrides), tmp_path / "run")
     assert read_status(tmp_path / "run")["state"] == "done"

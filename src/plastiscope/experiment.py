@@ -28,6 +28,7 @@ from plastiscope.run.generators import seed_generators
 from plastiscope.run.journal import Journal
 from plastiscope.run.progress import Progress
 from plastiscope.run.signals import Preempted
+from plastiscope.run.snapshots import Snapshots
 from plastiscope.run.status import State, read_status, write_status
 from plastiscope.run.storage import read_json, write_atomic, write_json
 from plastiscope.run.wandb_sink import WandbSink
@@ -157,9 +158,10 @@ def make_learner(plan: Plan, shift: TaskShift, data: DataSet, device: torch.devi
     return plan.learner.make(net, units, initial_net, plan.settings.seed)
 
 
-def _trainer(plan: Plan, shift: TaskShift, learner: Learner, journal: Journal, folder: Path) -> Trainer:
+def make_context(plan: Plan, shift: TaskShift, learner: Learner, snapshots: Snapshots, folder: Path) -> Context:
+    """What the callbacks of a run in `folder` see, before its first task."""
     settings = plan.settings
-    context = Context(
+    return Context(
         seed=settings.seed,
         num_tasks=settings.num_tasks,
         epochs=settings.epochs,
@@ -170,12 +172,16 @@ def _trainer(plan: Plan, shift: TaskShift, learner: Learner, journal: Journal, f
         batch_size=settings.batch_size,
         run_folder=folder,
         arch=plan.arch,
-        snapshots=journal.snapshots,
+        snapshots=snapshots,
         learner_resets_head=plan.learner.reset is not Reset.nothing,
     )
+
+
+def _trainer(plan: Plan, shift: TaskShift, learner: Learner, journal: Journal, folder: Path) -> Trainer:
+    settings = plan.settings
     return Trainer(
         learner=learner,
-        context=context,
+        context=make_context(plan, shift, learner, journal.snapshots, folder),
         callbacks=plan.analyses,
         journal=journal,
         batch_size=settings.batch_size,

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from plans import make_plan
+from plastiscope import experiment
 from plastiscope.event import Callback, Context
 from plastiscope.experiment import load_tasks, make_learner
 from plastiscope.run.generators import generator_states
@@ -26,23 +27,9 @@ def make_context(folder: Path, *overrides: str, net: tuple[str, ...] = MLP, task
     data, shift = load_tasks(plan, torch.device("cpu"))
     learner = make_learner(plan, shift, data, torch.device("cpu"))
     learner.net.eval()
-    settings = plan.settings
-    context = Context(
-        seed=settings.seed,
-        num_tasks=settings.num_tasks,
-        epochs=settings.epochs,
-        shift=shift,
-        net=learner.net,
-        units=learner.units,
-        optimizer=learner.optimizer,
-        batch_size=settings.batch_size,
-        run_folder=folder,
-        arch=plan.arch,
-        snapshots=Snapshots(folder / "snapshots"),
-        learner_resets_head=plan.learner.reset.value != "nothing",
-    )
+    context = experiment.make_context(plan, shift, learner, Snapshots(folder / "snapshots"), folder)
     for k in range(task + 1):
-        context.snapshots.save(k * settings.epochs, learner.net.state_dict())
+        context.snapshots.save(k * context.epochs, learner.net.state_dict())
     move_to(context, task)
     return context
 
