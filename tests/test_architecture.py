@@ -8,11 +8,11 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "plastiscope"
 
 LAYERS = [
-    {"app"},
+    {"app", "samples"},
     {"experiment", "build", "load", "settings", "__init__"},
     {"trainer", "replay", "analysis"},
     {"learner"},
-    {"task_shift_mode", "data", "net", "event"},
+    {"task_shift_mode", "data", "net", "event", "formats"},
     {"measure", "run", "figure", "selection"},
     {"error", "advice", "allocator"},
 ]

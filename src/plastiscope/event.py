@@ -36,11 +36,26 @@ from torch import Tensor, nn
 from plastiscope.data.samples import Batch
 from plastiscope.measure.keyed import named_seed
 from plastiscope.net.units import UnitDescription
+from plastiscope.run.processes import Processes
+from plastiscope.run.sample_store import SampleSettings, SampleStore
 from plastiscope.run.snapshots import Snapshots
 from plastiscope.task_shift_mode.task import Task, TaskShift
 
 Numbers = dict[str, float]
 """Scalars for the log, by key."""
+
+
+@dataclass
+class EpochRecord:
+    """What the steps of one epoch leave behind, on the device: per presentation, in the order of presentation."""
+
+    losses: Tensor
+    correct: Tensor
+
+    @classmethod
+    def empty(cls, n: int, device: torch.device) -> "EpochRecord":
+        """Room for n presentations."""
+        return cls(torch.zeros(n, device=device), torch.zeros(n, dtype=torch.bool, device=device))
 
 
 @dataclass(kw_only=True)
@@ -62,8 +77,15 @@ class Context:
             outputs of one task mean nothing in another.
         run_folder: where artifacts go, through `folder(...)`.
         snapshots: the weights saved so far; snapshot 0 is the initialisation.
+        sample_store: per-sample values of the run.
+        sample_settings: which samples they are kept of.
+        checkpoints: None in training; in a replay the epochs completed of all weights that are walked.
+        processes: who shares the work of an analysis; alone in training.
         batch_index, num_batches: position in the epoch; valid in batch events.
         batch, losses, logits: of the step, from before the update; valid in on_batch_end.
+        order: positions in the task's training samples in the order of presentation, int64 [n] on the device; of the
+            epoch under way or just over. None in a replay.
+        record: loss and hit of each presentation, in that order. None in a replay.
         epoch_row: numbers of the epoch's row so far; valid in on_epoch_end and after.
     """
 
@@ -86,9 +108,13 @@ class Context:
     batch: Batch | None = None
     losses: Tensor | None = None
     logits: Tensor | None = None
+    order: Tensor | None = None
+    record: EpochRecord | None = None
     epoch_row: Numbers = field(default_factory=dict)
-    rank: int = 0
-    world: int = 1
+    sample_store: SampleStore
+    sample_settings: SampleSettings = field(default_factory=SampleSettings)
+    checkpoints: tuple[int, ...] | None = None
+    processes: Processes = field(default_factory=Processes)
     learner_resets_head: bool = False
 
     @property
@@ -102,6 +128,19 @@ class Context:
         if self.task is None:
             raise RuntimeError("there is no current task outside on_task_begin .. on_task_end")
         return self.task
+
+    @property
+    def is_replay(self) -> bool:
+        """Whether saved weights are looked at, and nothing is trained."""
+        return self.checkpoints is not None
+
+    def epochs_of_task(self) -> list[int]:
+        """Epochs completed at which the current task is or can be looked at, ascending; 0 only in a replay."""
+        first = self.task_idx * self.epochs
+        if self.checkpoints is None:
+            return list(range(first + 1, first + self.epochs + 1))
+        is_first = self.task_idx == 0
+        return [e for e in self.checkpoints if first < e <= first + self.epochs or (is_first and e == 0)]
 
     @property
     def is_last_batch(self) -> bool:

@@ -27,6 +27,7 @@ from plastiscope.run.folder import FolderLock
 from plastiscope.run.generators import seed_generators
 from plastiscope.run.journal import Journal
 from plastiscope.run.progress import Progress
+from plastiscope.run.sample_store import SampleStore
 from plastiscope.run.signals import Preempted
 from plastiscope.run.snapshots import Snapshots
 from plastiscope.run.status import State, read_status, write_status
@@ -158,7 +159,9 @@ def make_learner(plan: Plan, shift: TaskShift, data: DataSet, device: torch.devi
     return plan.learner.make(net, units, initial_net, plan.settings.seed)
 
 
-def make_context(plan: Plan, shift: TaskShift, learner: Learner, snapshots: Snapshots, folder: Path) -> Context:
+def make_context(
+    plan: Plan, shift: TaskShift, learner: Learner, snapshots: Snapshots, samples: SampleStore, folder: Path
+) -> Context:
     """What the callbacks of a run in `folder` see, before its first task."""
     settings = plan.settings
     return Context(
@@ -173,6 +176,8 @@ def make_context(plan: Plan, shift: TaskShift, learner: Learner, snapshots: Snap
         run_folder=folder,
         arch=plan.arch,
         snapshots=snapshots,
+        sample_store=samples,
+        sample_settings=settings.samples,
         learner_resets_head=plan.learner.reset is not Reset.nothing,
     )
 
@@ -181,7 +186,7 @@ def _trainer(plan: Plan, shift: TaskShift, learner: Learner, journal: Journal, f
     settings = plan.settings
     return Trainer(
         learner=learner,
-        context=make_context(plan, shift, learner, journal.snapshots, folder),
+        context=make_context(plan, shift, learner, journal.snapshots, journal.samples, folder),
         callbacks=plan.analyses,
         journal=journal,
         batch_size=settings.batch_size,

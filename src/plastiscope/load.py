@@ -10,6 +10,8 @@ from plastiscope.build import Plan, build, read_config
 from plastiscope.error import RunError
 from plastiscope.experiment import choose_device, load_tasks, make_net
 from plastiscope.run.log import read_rows
+from plastiscope.run.sample_store import SampleStore
+from plastiscope.run.sample_view import SampleView
 from plastiscope.run.snapshots import Snapshots
 from plastiscope.run.status import read_status
 from plastiscope.run.storage import read_json
@@ -25,11 +27,13 @@ class LoadedRun:
     Attributes:
         folder: where it lies.
         snapshots: the weights that were kept.
+        sample_store: per-sample values, a block a task.
     """
 
     def __init__(self, folder: Path, trust: bool) -> None:
         """Read `folder`."""
         self.folder, self.snapshots = folder, Snapshots(folder / "snapshots")
+        self.sample_store = SampleStore(folder / "samples")
         self._plan: Plan = build(read_config(folder, trust))
         self._about: dict[str, Any] = read_json(folder / "run.json") or {}
 
@@ -56,6 +60,14 @@ class LoadedRun:
         import pandas as pd
 
         return pd.DataFrame(read_rows(self.folder / "timings.jsonl"))
+
+    def samples(self, metric: str) -> SampleView:
+        """Per-sample values of a metric such as "loss": `.values` [epoch, sample], `.ids`, `.epochs_completed`.
+
+        Raises:
+            RunError: it was not measured; says which metrics there are.
+        """
+        return SampleView(self.sample_store, metric)
 
     @cached_property
     def shift(self) -> TaskShift:

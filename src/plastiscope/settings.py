@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from plastiscope.error import require
 from plastiscope.run.journal import SnapshotSettings
+from plastiscope.run.sample_store import SampleSettings
 from plastiscope.run.wandb_sink import WandbSettings
 from plastiscope.selection import Selection
 
@@ -35,6 +36,7 @@ class Settings:
     use_wandb: bool = True
     wandb: WandbSettings = field(default_factory=WandbSettings)
     snapshots: SnapshotSettings = field(default_factory=SnapshotSettings)
+    samples: SampleSettings = field(default_factory=SampleSettings)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from plastiscope.error import RunError
-from plastiscope.event import Callback, Context, Numbers, listeners, undisturbed
+from plastiscope.event import Callback, Context, EpochRecord, Numbers, listeners, undisturbed
 from plastiscope.learner.learner import Learner
 from plastiscope.measure.evaluation import Scores
 from plastiscope.measure.keyed import named_seed
@@ -39,19 +39,6 @@ from plastiscope.selection import BestWeights
 from plastiscope.task_shift_mode.task import Task, evaluate
 
 TASK_LAST = ("epoch_loss", "epoch_accuracy")
-
-
-@dataclass
-class EpochRecord:
-    """What the steps of one epoch leave behind, on the device: per presentation, in the order of presentation."""
-
-    losses: Tensor
-    correct: Tensor
-
-    @classmethod
-    def empty(cls, n: int, device: torch.device) -> "EpochRecord":
-        """Room for n presentations."""
-        return cls(torch.zeros(n, device=device), torch.zeros(n, dtype=torch.bool, device=device))
 
 
 @dataclass
@@ -146,6 +133,7 @@ class Trainer:
         device, size, n, first = task.train.rows.device, self.batch_size, len(task.train), at.batch
         order = epoch_order(context.seed, at.task, at.epoch, n).to(device)
         record = self.record = self.record or EpochRecord.empty(n, device)
+        context.order, context.record = order, record
         context.epoch, context.num_batches = at.epoch, -(-n // size)
         context.epochs_completed = at.task * context.epochs + at.epoch
         learner.net.train()

@@ -14,6 +14,7 @@ from plastiscope import experiment
 from plastiscope.event import Callback, Context
 from plastiscope.experiment import load_tasks, make_learner
 from plastiscope.run.generators import generator_states
+from plastiscope.run.sample_store import SampleStore
 from plastiscope.run.snapshots import Snapshots
 
 TINY = ("data.samples_per_class=12", "num_tasks=3", "epochs=2", "batch_size=16", "threads=1")
@@ -27,7 +28,8 @@ def make_context(folder: Path, *overrides: str, net: tuple[str, ...] = MLP, task
     data, shift = load_tasks(plan, torch.device("cpu"))
     learner = make_learner(plan, shift, data, torch.device("cpu"))
     learner.net.eval()
-    context = experiment.make_context(plan, shift, learner, Snapshots(folder / "snapshots"), folder)
+    snapshots, samples = Snapshots(folder / "snapshots"), SampleStore(folder / "samples")
+    context = experiment.make_context(plan, shift, learner, snapshots, samples, folder)
     for k in range(task + 1):
         context.snapshots.save(k * context.epochs, learner.net.state_dict())
     move_to(context, task)

@@ -12,6 +12,7 @@ from plastiscope.error import RunError, require
 from plastiscope.run.checkpoint import Checkpoints
 from plastiscope.run.log import NumberLog, read_rows
 from plastiscope.run.progress import Progress
+from plastiscope.run.sample_store import SampleStore
 from plastiscope.run.signals import StopRequest
 from plastiscope.run.snapshots import Snapshots
 from plastiscope.run.status import State, write_status
@@ -37,16 +38,15 @@ class SnapshotSettings:
 
 
 class Journal:
-    """Logs, snapshots, checkpoints, status, progress and the W&B mirror of one run folder."""
+    """Logs, snapshots, per-sample values, checkpoints, status, progress and the W&B mirror of one run folder."""
 
-    def __init__(
-        self, folder: Path, snapshots: SnapshotSettings, checkpoint_every_s: float, config_hash: str
-    ) -> None:
+    def __init__(self, folder: Path, snapshots: SnapshotSettings, checkpoint_every_s: float, config_hash: str) -> None:
         """Write into `folder`, which is locked for us; checkpoints of another `config_hash` are refused."""
         self.folder = folder
         self.metrics = NumberLog(folder / "metrics.jsonl")
         self.timings = NumberLog(folder / "timings.jsonl")
         self.snapshots = Snapshots(folder / "snapshots")
+        self.samples = SampleStore(folder / "samples")
         self.stop = StopRequest()
         self.progress: Progress | None = None
         self.wandb: WandbSink | None = None
@@ -73,6 +73,7 @@ class Journal:
         self.metrics.cut_back(about["metrics"])
         self.timings.cut_back(about["timings"])
         self.snapshots.cut_back(about["epochs_completed"])
+        self.samples.cut_back(about["epochs_completed"])
         return (state, warning) if loaded else None
 
     def past_rows(self) -> list[Row]:
@@ -119,6 +120,7 @@ class Journal:
 
     def checkpoint(self, state: dict[str, Any], epochs_completed: int) -> None:
         """Write a checkpoint of `state`, which stands after `epochs_completed` whole epochs."""
+        self.samples.sync()
         sizes = {"metrics": self.metrics.size(), "timings": self.timings.size()}
         about = {**sizes, "epochs_completed": epochs_completed, "config_hash": self._config_hash}
         self._checkpoints.save(state, about)
@@ -142,6 +144,7 @@ class Journal:
             self.progress.close()
         self.metrics.close()
         self.timings.close()
+        self.samples.close()
         if self.wandb is not None:
             self.wandb.close(exit_code)
 

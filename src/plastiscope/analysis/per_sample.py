@@ -1,0 +1,146 @@
+"""What per-sample analyses share: scoring all samples of a task in chunks, rows of the store, means for the log."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plastiscope.analysis.analysis import Analysis
+from plastiscope.analysis.population import ScoredSamples, population
+from plastiscope.data.samples import Batch
+from plastiscope.error import RunError, require
+from plastiscope.event import Context, Numbers
+from plastiscope.run.processes import Part, share_out
+from plastiscope.run.sample_store import SampleBlock, Values
+from plastiscope.task_shift_mode.task import Task
+
+Score = Callable[[Batch], Mapping[str, Tensor]]
+"""A batch -> values [b] of each of its samples, by metric: "loss", or with its layer "persample_strict.linear_1"."""
+
+MOST_PARTS = 64
+"""Parts of a population that processes share out; a part is some chunks."""
+
+
+@dataclass(kw_only=True)
+class SampleAnalysis(Analysis):
+    """Base of the analyses that give each sample numbers; `every` counts epochs."""
+
+    batch_size: int = 500
+    """Samples in a forward; the last bits of a value depend on it."""
+    initial: bool = False
+    """Also score the network as it is before any training, epoch 0."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "must be 1 or more")
+        self._population: tuple[int, ScoredSamples] | None = None
+
+    @abstractmethod
+    def score(self, context: Context, task: Task) -> Score:
+        """What to measure of each batch of clean inputs; the network is in evaluation mode, parameters frozen."""
+
+    def on_task_begin(self, context: Context) -> Numbers:
+        """Score the untrained network, if it is asked for."""
+        if self.initial and context.epochs_completed == 0:
+            return self.look(context)
+        return {}
+
+    def on_epoch_end(self, context: Context) -> Numbers:
+        """Score all samples, if the epoch is due."""
+        if context.epochs_completed in self.epochs(context):
+            return self.look(context)
+        return {}
+
+    def epochs(self, context: Context) -> list[int]:
+        """Epochs completed at which the current task's samples are scored, the row axis of what this measures."""
+        asked = [e for e in context.epochs_of_task() if e > 0 and self.is_due(e)]
+        return [0, *asked] if self.initial and context.task_idx == 0 else asked
+
+    def samples(self, context: Context) -> ScoredSamples:
+        """The samples of the current task's block."""
+        if self._population is None or self._population[0] != context.task_idx:
+            self._population = (context.task_idx, population(context, self.name))
+        return self._population[1]
+
+    def block(self, context: Context) -> SampleBlock:
+        """The block of the current task in the run's store, to write into."""
+        return context.sample_store.open(context.task_idx, self.samples(context).about, context.epochs_of_task())
+
+    def look(self, context: Context) -> Numbers:
+        """Score all samples of the task with the current weights, write the rows, return their means."""
+        score = self.score(context, context.current_task)
+        values = self.score_all(context, score)
+        return self.record(context, values)
+
+    def score_all(self, context: Context, score: Score) -> dict[str, Values]:
+        """Values float32 [n] by metric; several processes share the samples out."""
+        samples = self.samples(context)
+        chunks = samples.chunks(self.batch_size)
+        parts = np.array_split(np.arange(len(chunks)), min(len(chunks), MOST_PARTS))
+
+        def compute(i: int) -> Part:
+            batches = chain.from_iterable(chunks[c].batches(self.batch_size) for c in parts[i])
+            return _scored(batches, score)
+
+        if context.is_replay:
+            found = share_out(self.parts_folder(context), len(parts), compute, context.processes)
+        else:
+            found = [compute(i) for i in range(len(parts))]
+        return _merged(found, samples)
+
+    def parts_folder(self, context: Context) -> Path:
+        """Where finished parts of a shared look wait for the others."""
+        return context.run_folder / "parts" / f"{self.name}_epoch_{context.epochs_completed:06d}"
+
+    def record(self, context: Context, values: Mapping[str, Values]) -> Numbers:
+        """Write one row of each metric and return their means over the samples that have a value."""
+        if context.processes.is_first:
+            block = self.block(context)
+            for metric, row in values.items():
+                block.write(metric, context.epochs_completed, row, self.epochs(context))
+        subset = "train" if context.epochs_completed else "initial"
+        named = {metric.partition(".")[::2]: mean(row) for metric, row in values.items() if _has_any(row)}
+        return {self.key(subset, layer or "total", quantity): value for (quantity, layer), value in named.items()}
+
+
+def mean(values: Values) -> float:
+    """Mean in float64 over what is not NaN."""
+    return float(np.nanmean(values.astype(np.float64)))
+
+
+def _has_any(values: Values) -> bool:
+    return bool((~np.isnan(values)).any())
+
+
+def _scored(batches: Iterable[Batch], score: Score) -> Part:
+    """Ids and values of the samples of some batches, in their order."""
+    ids: list[Tensor] = []
+    found: dict[str, list[Tensor]] = {}
+    for batch in batches:
+        ids.append(batch.ids)
+        for metric, values in score(batch).items():
+            found.setdefault(metric, []).append(values.detach().to(torch.float32))
+    arrays = {metric: torch.cat(values).cpu().numpy() for metric, values in found.items()}
+    return {"ids": torch.cat(ids).cpu().numpy(), **arrays}
+
+
+def _merged(parts: list[Part], samples: ScoredSamples) -> dict[str, Values]:
+    """The parts one after the other.
+
+    Raises:
+        RunError: they do not hold each sample once, in its place.
+    """
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+    ids = joined.pop("ids", np.empty(0, np.int64))
+    if not np.array_equal(ids, samples.about.ids):
+        raise RunError(
+            f"the parts hold {len(ids)} samples ({len(np.unique(ids))} of them distinct) where {len(samples)} were to "
+            "be scored: they are of another run. Delete the folder parts/ and start again"
+        )
+    return joined
