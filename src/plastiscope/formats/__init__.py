@@ -1,0 +1,1 @@
+"""Files of other people's programs: read with care, written on request."""
