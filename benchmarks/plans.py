@@ -4,17 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra import compose, initialize_config_module
 
-from plastiscope.build import Plan, build
+from plastiscope.build import Plan, compose_plan
 
 QUIET = ["task_shift_mode=none", "analysis=[]", "use_wandb=false", "device=cpu", "threads=1"]
 
 
 def make_plan(*overrides: str) -> Plan:
     """The plan of `plastiscope <overrides>`, by default the same task again and again and no analyses."""
-    with initialize_config_module("plastiscope.configs", version_base="1.3"):
-        return build(compose("config", [*QUIET, *overrides]))
+    return compose_plan(*QUIET, *overrides)
 
 
 def random_images(folder: Path, images: int, classes: int) -> list[str]:

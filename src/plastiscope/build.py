@@ -71,6 +71,18 @@ def build(config: DictConfig) -> Plan:
     return Plan(settings=settings, analyses=analyses, arch=arch, config=resolved, **parts)
 
 
+def compose_plan(*overrides: str) -> Plan:
+    """The plan of `plastiscope <overrides>`, for scripts.
+
+    Raises:
+        ConfigError: as `build`.
+    """
+    from hydra import compose, initialize_config_module
+
+    with initialize_config_module("plastiscope.configs", version_base="1.3"):
+        return build(compose("config", list(overrides)))
+
+
 def plain(config: DictConfig) -> dict[str, Any]:
     """The config as plain containers, interpolations resolved.
 

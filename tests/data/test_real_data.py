@@ -97,3 +97,9 @@ def test_imagenet32(real_data, cpu):
     np.testing.assert_array_equal(data.test.source.inputs[data.test.of_classes([17]).rows], array[450:])
     assert of_class.ids.tolist() == list(range(17 * 450, 18 * 450))
     assert data.class_names[17] == (folder / "wnids.txt").read_text().split()[17]
+
+
+def test_all_digits_can_be_for_training():
+    data = Digits(test_samples=0, validation_share=0.0).load(0, torch.device("cpu"))
+    assert (len(data.train), len(data.test)) == (1797, 0)
+    assert data.train.ids.tolist() == list(range(1797))

@@ -18,11 +18,11 @@ class Digits(FiniteData):
     """The digits; the last `test_samples` ids are the test split. Published: (x/16 - mean) / (std + 0.01)."""
 
     test_samples: int = 360
-    """So many ids at the end of the file are for testing."""
+    """So many ids at the end of the file are for testing; 0 = train on all of them, with no test."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(1 <= self.test_samples < 1797, "test_samples", self.test_samples, "must be 1 to 1796")
+        require(0 <= self.test_samples < 1797, "test_samples", self.test_samples, "must be 0 to 1796")
 
     def read(self, device: torch.device) -> RawData:
         """The images of the installed scikit-learn."""
