@@ -39,6 +39,7 @@ class Plan:
         data, net, learner, task_shift_mode: the components.
         analyses: the selected analyses, in order.
         arch: short name of the network, for folders.
+        data_name: short name of the data, for files.
         config: the resolved config as plain containers, every option with its value.
     """
 
@@ -49,6 +50,7 @@ class Plan:
     task_shift_mode: TaskShiftConfig
     analyses: list[Callback]
     arch: str
+    data_name: str
     config: dict[str, Any]
 
 
@@ -64,11 +66,11 @@ def build(config: DictConfig) -> Plan:
     extra = [key for key in nodes if key not in top and key not in GROUPS]
     analyses = [_analysis(key, nodes[key], selected(nodes), [*top, *GROUPS]) for key in extra]
     parts = {key: component(nodes.get(key), key) for key in GROUPS}
-    arch = str(nodes["net"]["_target_"]).split(".")[-2 if _is_own(nodes["net"]["_target_"]) else -1].lower()
     resolved = {**OmegaConf.to_container(OmegaConf.structured(settings), enum_to_str=True)}  # type: ignore[dict-item]
     resolved |= {key: _resolved(parts[key], nodes[key]) for key in GROUPS}
     resolved |= {key: _resolved(analysis, nodes[key]) for key, analysis in zip(extra, analyses, strict=True)}
-    return Plan(settings=settings, analyses=analyses, arch=arch, config=resolved, **parts)
+    arch, data_name = _short_name(nodes["net"]), _short_name(nodes["data"])
+    return Plan(settings=settings, analyses=analyses, arch=arch, data_name=data_name, config=resolved, **parts)
 
 
 def compose_plan(*overrides: str) -> Plan:
@@ -168,8 +170,10 @@ def _resolved(part: Any, node: dict[str, Any]) -> dict[str, Any]:
     return {"_target_": node["_target_"], **values}  # type: ignore[dict-item]
 
 
-def _is_own(target: str) -> bool:
-    return target.startswith("plastiscope.")
+def _short_name(node: dict[str, Any]) -> str:
+    """Name of a component for folders and files: the module of ours, the class of others."""
+    target = str(node["_target_"])
+    return target.split(".")[-2 if target.startswith("plastiscope.") else -1].lower()
 
 
 def read_config(folder: Path, trust: bool = False, changes: list[str] | None = None) -> DictConfig:

@@ -75,6 +75,7 @@ class Context:
         batch_size: of training.
         learner_resets_head: the learner initialises the head (or all) anew at every task but the first, so that the
             outputs of one task mean nothing in another.
+        data_name, label_noise: what published file names of per-sample values say of the data.
         run_folder: where artifacts go, through `folder(...)`.
         snapshots: the weights saved so far; snapshot 0 is the initialisation.
         sample_store: per-sample values of the run.
@@ -116,6 +117,8 @@ class Context:
     checkpoints: tuple[int, ...] | None = None
     processes: Processes = field(default_factory=Processes)
     learner_resets_head: bool = False
+    data_name: str = "data"
+    label_noise: float = 0.0
 
     @property
     def task_idx(self) -> int:

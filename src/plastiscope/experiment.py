@@ -179,6 +179,8 @@ def make_context(
         sample_store=samples,
         sample_settings=settings.samples,
         learner_resets_head=plan.learner.reset is not Reset.nothing,
+        data_name=plan.data_name,
+        label_noise=float(getattr(plan.data, "label_noise", 0.0)),
     )
 
 
