@@ -62,6 +62,7 @@ NETS = {
     "deep_linear": [],
     "convnet": ["data.resize=32"],
     "resnet18": ["net.width=4"],
+    "resnet18_shortcut": ["net.width=4"],
     "vit": ["net.depth=1", "net.width=16"],
     "foreign": [
         "data.resize=32",

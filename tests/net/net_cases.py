@@ -11,6 +11,7 @@ from plastiscope.net.deep_linear import DeepLinear
 from plastiscope.net.mlp import Init, Mlp, Norm
 from plastiscope.net.net import NetConfig
 from plastiscope.net.resnet18 import ResNet18
+from plastiscope.net.resnet18_shortcut import ResNet18Shortcut
 from plastiscope.net.vit import Pooling, Vit
 
 
@@ -39,6 +40,7 @@ CASES: dict[str, Case] = {
     "convnet": Case(ConvNet(channels=[4, 5, 6], widths=[8, 7]), (3, 32, 24), 2),
     "convnet_conv_to_head": Case(ConvNet(channels=[4, 5], kernel_sizes=[3, 3], widths=[]), (1, 14, 14), 3),
     "resnet18": Case(ResNet18(width=4), (3, 16, 16), 5),
+    "resnet18_shortcut": Case(ResNet18Shortcut(width=4), (3, 16, 16), 5),
     "vit": Case(Vit(depth=2, width=8, heads=2, hidden=12, patch=4, dropout=0.1), (3, 8, 12), 5),
     "vit_mean": Case(Vit(depth=1, width=8, heads=2, hidden=12, patch=4, pooling=Pooling.mean), (1, 8, 8), 5),
 }

@@ -18,6 +18,7 @@ from plastiscope.net.convnet import ConvNet
 from plastiscope.net.deep_linear import DeepLinear
 from plastiscope.net.mlp import Init, Mlp, Norm
 from plastiscope.net.resnet18 import ResNet18
+from plastiscope.net.resnet18_shortcut import ResNet18Shortcut
 from plastiscope.net.vit import Attention, Pooling, Vit
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "net"
@@ -32,6 +33,7 @@ def count(net: nn.Module) -> int:
     [
         (ConvNet(), (3, 32, 32), 2, 177_218),
         (ResNet18(), (3, 32, 32), 100, 11_224_932),
+        (ResNet18Shortcut(), (3, 32, 32), 100, 11_220_132),
         (Mlp(widths=[2000, 2000, 2000], init=Init.kaiming_uniform), (784,), 10, 9_594_010),
         (Mlp(widths=[]), (3, 32, 32), 2, 3072 * 2 + 2),
         (DeepLinear(widths=[6, 5]), (7,), 3, 7 * 6 + 6 * 5 + 5 * 3),

@@ -1,6 +1,7 @@
 """ResNet-18 as the published incremental CIFAR study has it."""
 
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -33,30 +34,43 @@ class ResNet18:
         return ResNet(channels, self.width, outputs)
 
 
+@dataclass(frozen=True)
+class Family:
+    """What published ResNets of this shape differ in: names of the parts in a state dict, biases of convolutions."""
+
+    head: str = "fc"
+    shortcut: str = "downsample"
+    conv_bias: bool = True
+
+
 class Block(nn.Module):
     """Two 3x3 convolutions and a shortcut; one ReLU, called twice."""
 
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, family: Family) -> None:
         """Make the block; the shortcut is a 1x1 convolution where the shape changes."""
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1)
+        self.family, bias = family, family.conv_bias
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=bias)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=bias)
         self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = None
-        if stride != 1 or inputs != width:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, width, 1, stride), nn.BatchNorm2d(width))
+        self.has_shortcut = stride != 1 or inputs != width
+        if self.has_shortcut:
+            shortcut = nn.Sequential(nn.Conv2d(inputs, width, 1, stride, bias=bias), nn.BatchNorm2d(width))
+            self.add_module(family.shortcut, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, inputs, h, w] -> [b, width, h/stride, w/stride]."""
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+        return self.relu(out + (getattr(self, self.family.shortcut)(x) if self.has_shortcut else x))
 
 
 class ResNet(nn.Module):
     """Stem, four stages of two blocks, average pooling, head; names as in the published checkpoints."""
+
+    family = Family()
 
     def __init__(self, channels: int, width: int, outputs: int) -> None:
         """Make and initialise the network."""
@@ -64,28 +78,35 @@ class ResNet(nn.Module):
         # Measured faster on the CPU, docs/benchmarks.md. Not below 16 channels: there the backward of a 1x1 convolution
         # of stride 2 in channels_last writes past its memory on large images (torch 2.13, CPU), and the process dies.
         self.prefers_channels_last = width >= 16
-        self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=self.family.conv_bias)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
-        self.layer1 = nn.Sequential(Block(width, width, 1), Block(width, width, 1))
-        self.layer2 = nn.Sequential(Block(width, 2 * width, 2), Block(2 * width, 2 * width, 1))
-        self.layer3 = nn.Sequential(Block(2 * width, 4 * width, 2), Block(4 * width, 4 * width, 1))
-        self.layer4 = nn.Sequential(Block(4 * width, 8 * width, 2), Block(8 * width, 8 * width, 1))
+        self.layer1 = self._stage(width, width, 1)
+        self.layer2 = self._stage(width, 2 * width, 2)
+        self.layer3 = self._stage(2 * width, 4 * width, 2)
+        self.layer4 = self._stage(4 * width, 8 * width, 2)
         self.output_pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(8 * width, outputs)
+        self.add_module(self.family.head, nn.Linear(8 * width, outputs))
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Draw the first weights."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        nn.init.kaiming_normal_(self.fc.weight, nonlinearity="linear")
+        nn.init.kaiming_normal_(self.get_parameter(f"{self.family.head}.weight"), nonlinearity="linear")
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
+
+    def _stage(self, inputs: int, width: int, stride: int) -> nn.Sequential:
+        return nn.Sequential(Block(inputs, width, stride, self.family), Block(width, width, 1, self.family))
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, channels, h, w] -> [b, outputs]."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(self.output_pool(x).flatten(1))
+        return getattr(self, self.family.head)(self.output_pool(x).flatten(1))
 
     def unit_description(self) -> UnitDescription:
         """17 layers: the stem, then of each block the inner one (replaceable) and the block's output (tied).
@@ -102,10 +123,10 @@ class ResNet(nn.Module):
             layers.append(self._inner(block))
             site = Site(f"{block}.relu", call=1) if following else Site("output_pool")
             layers.append(self._tied(f"{block}.conv2", f"{block}.bn2", site, group, following))
-        return UnitDescription(tuple(layers), head="fc")
+        return UnitDescription(tuple(layers), head=self.family.head)
 
     def _has_shortcut(self, block: str) -> bool:
-        return self.get_submodule(block).downsample is not None
+        return cast(Block, self.get_submodule(block)).has_shortcut
 
     def _inner(self, block: str) -> Layer:
         return Layer(
@@ -120,10 +141,11 @@ class ResNet(nn.Module):
 
     def _tied(self, conv: str, norm: str, site: Site, group: str, following: str | None) -> Layer:
         if following is None:
-            readers = ["fc"]
+            readers = [self.family.head]
         else:
-            readers = [f"{following}.conv1", *([f"{following}.downsample.0"] if self._has_shortcut(following) else [])]
-        shortcut = conv.replace("conv2", "downsample")
+            across = [f"{following}.{self.family.shortcut}.0"] if self._has_shortcut(following) else []
+            readers = [f"{following}.conv1", *across]
+        shortcut = conv.replace("conv2", self.family.shortcut)
         has_shortcut = conv != "conv1" and self._has_shortcut(conv.removesuffix(".conv2"))
         return Layer(
             name=conv,
