@@ -72,17 +72,18 @@ class _Functions(TorchFunctionMode):
 def watch(net: nn.Module, modules: Mapping[str, nn.Module], functions: bool, receive: Receive) -> Iterator[None]:
     """Call `receive(site, output)` at each call of `modules` and, if `functions`, at each functional activation.
 
-    Calls are counted from 0 in each forward of `net`. A functional call inside an activation module is that module's
+    Calls are counted from 0 in each forward of `net`. Of several outputs the first is handed over, such as that of
+    nn.MultiheadAttention, which also gives its weights. A functional call inside an activation module is that module's
     own and is left out. Hooks keep torch's transformer layers off their fused path, which hides activations.
     """
     counts: Counter[tuple[str, str | None]] = Counter()
     running: list[tuple[str, bool]] = []
     paths = dict(net.named_modules()) if functions else {}
 
-    def hand_over(path: str, function: str | None, output: Tensor) -> None:
+    def hand_over(path: str, function: str | None, output: Any) -> None:
         call = counts[path, function]
         counts[path, function] += 1
-        receive(Site(path, call, function), output)
+        receive(Site(path, call, function), output[0] if isinstance(output, tuple) else output)
 
     def functional(name: str, output: Tensor) -> None:
         path, is_activation = running[-1] if running else ("", True)
