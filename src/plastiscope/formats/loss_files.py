@@ -1,0 +1,266 @@
+"""Per-sample losses and gradient norms of published runs: one file an epoch, in two naming schemes.
+
+    A   loss_{dataset}_epoch_{e}.npy                     loss_grad_{dataset}_epoch_{e}.npy
+    B   loss_{dataset}_run{r}_epoch_{e}_noise_{z}.npy    loss_grad_{dataset}_run{r}_epoch_{e}_noise_{z}.npy
+
+Each holds one number a sample, float32 [n]; the row is the sample id. Files of the active samples alone are ragged, and
+come with sample_ids_{dataset}_epoch_{e}.npy. Numbers in names count as numbers: noise_0.1, noise_0.10 and noise_1e-1
+are the same.
+
+The reader is strict. Published commands are lenient (`strict=False`): they take A before B, for losses and gradients
+apart, and warn.
+"""
+
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from plastiscope.error import DataError
+from plastiscope.formats.content import check_ids, decimal_number, read_vector, whole_number
+from plastiscope.formats.scoring_facts import facts_path, read_facts
+from plastiscope.run.storage import write_by
+
+Values = npt.NDArray[np.float32]
+Row = tuple[int, Values]
+"""Epoch, and values float32 [n] of all samples."""
+
+
+@dataclass(frozen=True)
+class LossFiles:
+    """The files of one run, by epoch.
+
+    Attributes:
+        folder: where they are.
+        dataset: as in the names.
+        losses: path of the losses of each epoch, ascending.
+        gradients: path of the gradient norms.
+        ids: path of the sample ids of ragged files.
+        facts: what the program that scored them wrote beside them (formats/scoring_facts.py); empty for others.
+    """
+
+    folder: Path
+    dataset: str
+    losses: dict[int, Path]
+    gradients: dict[int, Path]
+    ids: dict[int, Path]
+    facts: dict[str, Any]
+
+
+def loss_name(kind: str, dataset: str, epoch: int, run_idx: int | None = None, noise_level: float | None = None) -> str:
+    """A published file name: `kind` is loss, loss_grad or sample_ids; scheme B when a run index is given."""
+    if run_idx is None:
+        return f"{kind}_{dataset}_epoch_{epoch}.npy"
+    return f"{kind}_{dataset}_run{run_idx}_epoch_{epoch}_noise_{float(noise_level or 0.0)!r}.npy"
+
+
+def write_losses(
+    folder: Path,
+    dataset: str,
+    epoch: int,
+    losses: npt.ArrayLike,
+    gradients: npt.ArrayLike | None,
+    run_idx: int | None = None,
+    noise_level: float | None = None,
+) -> None:
+    """Write one epoch, gradients first: where there are losses, all of the epoch is there.
+
+    Args:
+        folder: made if missing.
+        dataset: for the names.
+        epoch: number of the epoch in the names.
+        losses: [n], row = sample id, NaN where the sample was not scored.
+        gradients: [n] or None.
+        run_idx: writes scheme B, with `noise_level`; scheme A without it.
+        noise_level: share of wrong labels.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, values in (("loss_grad", gradients), ("loss", losses)):
+        if values is not None:
+            array = np.asarray(values, dtype=np.float32)
+            path = folder / loss_name(kind, dataset, epoch, run_idx, noise_level)
+            write_by(path, lambda file, array=array: np.save(file, array))  # type: ignore[misc]
+
+
+def find_loss_files(
+    folder: Path,
+    dataset: str,
+    run_idx: int = 1,
+    noise_level: float = 0.0,
+    start: int = 0,
+    end: int | None = None,
+    strict: bool = True,
+) -> LossFiles:
+    """The loss files of the epochs from `start` to `end`, both included; `end` None = the last there is.
+
+    Scheme A names no run: its files count whatever `run_idx` and `noise_level` say.
+
+    Raises:
+        DataError: no folder, no losses in these epochs, two files that stand for the same epoch; when strict also files
+            of both schemes.
+    """
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder} of per-sample losses.")
+    by_scheme: dict[tuple[str, str], dict[int, Path]] = {}
+    for path in sorted(folder.iterdir()):
+        named = _parse(path.name, dataset, run_idx, noise_level)
+        if named is None or named[2] < start or (end is not None and named[2] > end):
+            continue
+        kind, scheme, epoch = named
+        files = by_scheme.setdefault((kind, scheme), {})
+        if epoch in files:
+            raise DataError(f"{files[epoch]} and {path.name} both stand for epoch {epoch}; leave one there.")
+        files[epoch] = path
+    both = _both(by_scheme, strict)
+    if both:
+        warnings.warn(both, stacklevel=2)
+    losses, gradients = (
+        dict(sorted((by_scheme.get((kind, "B"), {}) | by_scheme.get((kind, "A"), {})).items()))
+        for kind in ("loss", "loss_grad")
+    )
+    if not losses:
+        last = "on" if end is None else f"to {end}"
+        raise DataError(
+            f"{folder} has no losses of {dataset} from epoch {start} {last}, neither "
+            f"{loss_name('loss', dataset, start)} and so on nor "
+            f"{loss_name('loss', dataset, start, run_idx, noise_level)}; check the folder, the data set, the run index "
+            "and the noise level."
+        )
+    is_b = ("loss", "B") in by_scheme and ("loss", "A") not in by_scheme
+    facts = read_facts(facts_path(folder, dataset, *((run_idx, noise_level) if is_b else ())))
+    return LossFiles(folder, dataset, losses, gradients, by_scheme.get(("sample_ids", "A"), {}), facts)
+
+
+def _parse(name: str, dataset: str, run_idx: int, noise_level: float) -> tuple[str, str, int] | None:
+    """Kind, scheme and epoch of a file name; None if it is not of this run."""
+    start = rf"(loss|loss_grad|sample_ids)_{re.escape(dataset)}"
+    if match := re.fullmatch(rf"{start}_epoch_([^_]+)\.npy", name):
+        epoch = whole_number(match[2])
+        return None if epoch is None else (match[1], "A", epoch)
+    if match := re.fullmatch(rf"{start}_run([^_]+)_epoch_([^_]+)_noise_([^_]+)\.npy", name):
+        epoch = whole_number(match[3])
+        mine = whole_number(match[2]) == run_idx and decimal_number(match[4]) == float(noise_level)
+        return (match[1], "B", epoch) if mine and epoch is not None else None
+    return None
+
+
+def _both(by_scheme: dict[tuple[str, str], dict[int, Path]], strict: bool) -> str | None:
+    """What is wrong when files of both schemes are there; None if all is of one.
+
+    Raises:
+        DataError: the same, when strict.
+    """
+    a, b = (
+        {e: path for kind in ("loss", "loss_grad") for e, path in by_scheme.get((kind, s), {}).items()} for s in "AB"
+    )
+    if not a or not b:
+        return None
+    epoch = min(set(a) & set(b), default=min(a))
+    other = b.get(epoch, next(iter(b.values())))
+    text = f"{a[epoch]} (epoch {epoch}) and {other.name} are of two naming schemes"
+    if strict:
+        raise DataError(f"{text}; leave the files of one run, in one scheme.")
+    return (
+        f"{text}; where both are there, the name without run and noise level is taken, for losses and gradients apart"
+    )
+
+
+@dataclass(frozen=True)
+class LossSeries:
+    """Losses and gradient norms of chosen epochs, read row by row.
+
+    Attributes:
+        files: where they are.
+        epochs: ascending; all have losses.
+        ids: int64 [n] ascending; the row positions where the files carry no ids.
+        filled_epochs: epochs whose missing gradient norms are replaced by the losses.
+        has_gradients: whether there are any.
+    """
+
+    files: LossFiles
+    epochs: list[int]
+    ids: npt.NDArray[np.int64]
+    filled_epochs: list[int]
+    has_gradients: bool
+
+    def losses(self) -> Iterator[Row]:
+        """The losses, epoch by epoch; NaN for samples that an epoch does not have."""
+        for epoch in self.epochs:
+            yield epoch, self._values(self.files.losses[epoch], epoch)
+
+    def gradients(self) -> Iterator[Row]:
+        """The gradient norms, epoch by epoch, filled where `filled_epochs` says so."""
+        for epoch in self.epochs:
+            path = self.files.losses if epoch in self.filled_epochs else self.files.gradients
+            yield epoch, self._values(path[epoch], epoch)
+
+    def _values(self, path: Path, epoch: int) -> Values:
+        values = read_vector(path).astype(np.float32, copy=False)
+        ids = _ids(self.files, epoch)
+        expected = len(self.ids) if ids is None else len(ids)
+        if len(values) != expected or (ids is None and self.files.ids):
+            raise DataError(
+                f"{path} (epoch {epoch}) has {len(values)} values, and there are {expected} samples; arrays of unequal "
+                f"lengths need {loss_name('sample_ids', self.files.dataset, epoch)} beside them."
+            )
+        if ids is None:
+            return values
+        row = np.full(len(self.ids), np.nan, np.float32)
+        row[np.searchsorted(self.ids, ids)] = values
+        return row
+
+
+def read_losses(files: LossFiles, epochs: list[int] | None = None, fill: bool = False) -> LossSeries:
+    """The series of `epochs`, or of all epochs of `files`.
+
+    Args:
+        files: what there is.
+        epochs: ascending; all by default.
+        fill: put the losses in the place of missing gradient norms, as published, and warn once. It mixes units and
+            moves the threshold of the learning time for everyone.
+
+    Raises:
+        DataError: an epoch without losses; gradient norms of some epochs only, without `fill`; ids that repeat.
+    """
+    epochs = list(files.losses) if epochs is None else epochs
+    missing = [epoch for epoch in epochs if epoch not in files.losses]
+    if missing:
+        raise DataError(f"{files.folder} has no losses of epoch {_listed(missing)}.")
+    unfilled = [epoch for epoch in epochs if epoch not in files.gradients]
+    has_gradients = len(unfilled) < len(epochs)
+    if has_gradients and unfilled and not fill:
+        raise DataError(
+            f"{files.folder} has gradient norms of some epochs and none of epoch {_listed(unfilled)}; score these "
+            "epochs, or leave them out."
+        )
+    if has_gradients and unfilled:
+        warnings.warn(
+            f"{files.folder} has no gradient norms of epoch {_listed(unfilled)}: the losses stand in for them, as "
+            "published, which mixes units and moves the learning time of every sample",
+            stacklevel=2,
+        )
+    return LossSeries(files, epochs, _all_ids(files, epochs), unfilled if has_gradients else [], has_gradients)
+
+
+def _ids(files: LossFiles, epoch: int) -> npt.NDArray[np.int64] | None:
+    path = files.ids.get(epoch)
+    return None if path is None else check_ids(read_vector(path), path)
+
+
+def _all_ids(files: LossFiles, epochs: list[int]) -> npt.NDArray[np.int64]:
+    """The ids of all files together, or the rows of the first file."""
+    if not files.ids:
+        return np.arange(len(read_vector(files.losses[epochs[0]])))
+    each = [ids for epoch in epochs if (ids := _ids(files, epoch)) is not None]
+    return np.unique(np.concatenate(each)) if each else np.arange(len(read_vector(files.losses[epochs[0]])))
+
+
+def _listed(epochs: list[int]) -> str:
+    """The first few epochs of a list, and how many more."""
+    more = f" and {len(epochs) - 5} more" if len(epochs) > 5 else ""
+    return ", ".join(map(str, epochs[:5])) + more
