@@ -80,19 +80,28 @@ class SampleAnalysis(Analysis):
 
     def score_all(self, context: Context, score: Score) -> dict[str, Values]:
         """Values float32 [n] by metric; several processes share the samples out."""
-        samples = self.samples(context)
-        chunks = samples.chunks(self.batch_size)
+        parts = self.shared(context, lambda batches: _scored(batches, score))
+        return merged(parts, self.samples(context))
+
+    def shared(self, context: Context, measure: Callable[[Iterable[Batch]], Part], stage: str = "") -> list[Part]:
+        """What `measure` makes of the samples, part by part in their order; several processes share the parts out.
+
+        Args:
+            context: at a task.
+            measure: called with the batches of a part; must give the same arrays whoever calls it.
+            stage: name of one pass of several of the same look.
+        """
+        chunks = self.samples(context).chunks(self.batch_size)
         parts = np.array_split(np.arange(len(chunks)), min(len(chunks), MOST_PARTS))
 
         def compute(i: int) -> Part:
-            batches = chain.from_iterable(chunks[c].batches(self.batch_size) for c in parts[i])
-            return _scored(batches, score)
+            return measure(chain.from_iterable(chunks[c].batches(self.batch_size) for c in parts[i]))
 
-        if context.is_replay:
-            found = share_out(self.parts_folder(context), len(parts), compute, context.processes)
-        else:
-            found = [compute(i) for i in range(len(parts))]
-        return _merged(found, samples)
+        if not context.is_replay:
+            return [compute(i) for i in range(len(parts))]
+        folder = self.parts_folder(context)
+        folder = folder.with_name(folder.name + stage)
+        return share_out(folder, len(parts), compute, context.processes)
 
     def parts_folder(self, context: Context) -> Path:
         """Where finished parts of a shared look wait for the others."""
@@ -130,8 +139,8 @@ def _scored(batches: Iterable[Batch], score: Score) -> Part:
     return {"ids": torch.cat(ids).cpu().numpy(), **arrays}
 
 
-def _merged(parts: list[Part], samples: ScoredSamples) -> dict[str, Values]:
-    """The parts one after the other.
+def merged(parts: list[Part], samples: ScoredSamples) -> dict[str, Values]:
+    """Values by metric: the parts one after the other.
 
     Raises:
         RunError: they do not hold each sample once, in its place.
