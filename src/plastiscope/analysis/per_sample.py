@@ -1,7 +1,7 @@
 """What per-sample analyses share: scoring all samples of a task in chunks, rows of the store, means for the log."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -24,6 +24,8 @@ Score = Callable[[Batch], Mapping[str, Tensor]]
 
 MOST_PARTS = 64
 """Parts of a population that processes share out; a part is some chunks."""
+INITIAL = {"train": "initial", "validation": "initial_validation", "later": "initial_later"}
+"""Names of the subsets before any training; these numbers share a row with those of the first task's end."""
 
 
 @dataclass(kw_only=True)
@@ -39,7 +41,7 @@ class SampleAnalysis(Analysis):
         """Check the ranges."""
         super().__post_init__()
         require(self.batch_size >= 1, "batch_size", self.batch_size, "must be 1 or more")
-        self._population: tuple[int, ScoredSamples] | None = None
+        self._population: tuple[Task, ScoredSamples] | None = None
 
     @abstractmethod
     def score(self, context: Context, task: Task) -> Score:
@@ -64,8 +66,9 @@ class SampleAnalysis(Analysis):
 
     def samples(self, context: Context) -> ScoredSamples:
         """The samples of the current task's block."""
-        if self._population is None or self._population[0] != context.task_idx:
-            self._population = (context.task_idx, population(context, self.name))
+        task = context.current_task
+        if self._population is None or self._population[0] is not task:
+            self._population = (task, population(context, self.name))
         return self._population[1]
 
     def block(self, context: Context) -> SampleBlock:
@@ -107,24 +110,32 @@ class SampleAnalysis(Analysis):
         """Where finished parts of a shared look wait for the others."""
         return context.run_folder / "parts" / f"{self.name}_epoch_{context.epochs_completed:06d}"
 
-    def record(self, context: Context, values: Mapping[str, Values]) -> Numbers:
-        """Write one row of each metric and return their means over the samples that have a value."""
+    def record(self, context: Context, values: Mapping[str, Values], epochs: Sequence[int] | None = None) -> Numbers:
+        """Write one row of each metric and return the means of each subset over the samples that have a value.
+
+        Args:
+            context: at one of `epochs`.
+            values: float32 [n] by metric, in the order of the block's columns.
+            epochs: epochs completed at which the metrics are measured in this task; by default `self.epochs`.
+        """
         if context.processes.is_first:
-            block = self.block(context)
+            block, axis = self.block(context), self.epochs(context) if epochs is None else epochs
             for metric, row in values.items():
-                block.write(metric, context.epochs_completed, row, self.epochs(context))
-        subset = "train" if context.epochs_completed else "initial"
-        named = {metric.partition(".")[::2]: mean(row) for metric, row in values.items() if _has_any(row)}
-        return {self.key(subset, layer or "total", quantity): value for (quantity, layer), value in named.items()}
+                block.write(metric, context.epochs_completed, row, axis)
+        numbers = {}
+        for subset, columns in self.samples(context).subsets.items():
+            for metric, row in values.items():
+                quantity, _, layer = metric.partition(".")
+                if not np.isnan(value := mean(row[columns])):
+                    name = subset if context.epochs_completed else INITIAL[subset]
+                    numbers[self.key(name, layer or "total", quantity)] = value
+        return numbers
 
 
 def mean(values: Values) -> float:
-    """Mean in float64 over what is not NaN."""
-    return float(np.nanmean(values.astype(np.float64)))
-
-
-def _has_any(values: Values) -> bool:
-    return bool((~np.isnan(values)).any())
+    """Mean in float64 over what is not NaN; NaN of nothing."""
+    known = values[~np.isnan(values)]
+    return float(known.mean(dtype=np.float64)) if len(known) else float("nan")
 
 
 def _scored(batches: Iterable[Batch], score: Score) -> Part:

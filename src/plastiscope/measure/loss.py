@@ -34,7 +34,28 @@ def correct(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor | None:
     Multi-hot targets: every output is on its side of zero.
     """
     if loss is Loss.cross_entropy:
-        return outputs.argmax(1) == (targets if targets.ndim == 1 else targets.argmax(1))
+        return outputs.argmax(1) == class_index(targets)
     if loss is Loss.binary_cross_entropy:
         return torch.eq(outputs > 0, targets > 0.5).flatten(1).all(1)
     return None
+
+
+def class_index(targets: Tensor) -> Tensor:
+    """Class of each target, int64 [n]: class indices as they are, of one-hot rows the place of the one."""
+    return targets if targets.ndim == 1 else targets.argmax(1)
+
+
+def margin(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The target's output minus the largest other one, [n]; above 0 is classified rightly.
+
+    Args:
+        outputs: [n, k]; of a single output there is no other one, and the margin is NaN.
+        targets: class indices [n] or one-hot rows [n, k].
+
+    Source: Pleiss et al. 2020, "Identifying mislabeled data using the area under the margin ranking".
+    """
+    if outputs.shape[1] == 1:
+        return torch.full_like(outputs[:, 0], float("nan"))
+    place = class_index(targets).unsqueeze(1)
+    others = outputs.scatter(1, place, float("-inf"))
+    return outputs.gather(1, place).squeeze(1) - others.amax(1)
