@@ -122,6 +122,10 @@ class SampleAnalysis(Analysis):
             block, axis = self.block(context), self.epochs(context) if epochs is None else epochs
             for metric, row in values.items():
                 block.write(metric, context.epochs_completed, row, axis)
+        return self.means(context, values)
+
+    def means(self, context: Context, values: Mapping[str, Values]) -> Numbers:
+        """Means of values by metric over each subset's samples that have one, by key."""
         numbers = {}
         for subset, columns in self.samples(context).subsets.items():
             for metric, row in values.items():
