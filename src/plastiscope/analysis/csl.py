@@ -1,0 +1,131 @@
+"""Cumulative sample loss: the loss of every training sample over the epochs, and what follows from it.
+
+Post-hoc values are those of the definition that publications use: after the epoch, evaluation mode, clean inputs, the
+labels that the network is told, the outputs active in the task, no penalty term. Online values are those that the
+training steps computed anyway: from before the update, in training mode, of augmented inputs. The two never share a
+matrix.
+
+Source: Ravikumar et al. 2025, "Towards memorization estimation: fast, formal and free" (CSL); Toneva et al. 2019
+(forgetting); Pleiss et al. 2020 (AUM); Swayamdipta et al. 2020 (cartography).
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plastiscope.analysis.csl_online import PresentedMargins, presented_values
+from plastiscope.analysis.per_sample import SampleAnalysis, Score
+from plastiscope.data.samples import Batch
+from plastiscope.error import ConfigError, require
+from plastiscope.event import Context, Numbers
+from plastiscope.measure.loss import Loss, class_index, correct, margin, per_sample_loss
+from plastiscope.measure.sample_gradient import loss_and_input_gradient
+from plastiscope.task_shift_mode.task import Task
+
+
+class Mode(Enum):
+    """Where the values come from."""
+
+    posthoc = "posthoc"
+    """From a pass over all samples after the epoch."""
+    online = "online"
+    """From the training steps; costs no pass."""
+    both = "both"
+
+
+@dataclass(kw_only=True)
+class Csl(SampleAnalysis):
+    """Loss, hit, margin and input gradient of every sample over the epochs; CSL and learning time of them."""
+
+    mode: Mode = Mode.posthoc
+    """posthoc is what publications sum, gives learning times, and works on saved weights; online costs no pass."""
+    input_gradient: bool = False
+    """Also the norm of the loss's gradient with respect to the input, of which learning times are made: one backward
+    more in each pass."""
+    all_outputs: bool = False
+    """Also the loss over all outputs of the network, of all samples of the block, whether their class is in training
+    or not."""
+
+    name = "csl"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        for field in ("initial", "input_gradient", "all_outputs"):
+            is_possible = self.mode is not Mode.online or not getattr(self, field)
+            require(is_possible, field, getattr(self, field), "needs a pass of its own: mode=posthoc or mode=both")
+        self._margins = PresentedMargins()
+
+    def on_task_begin(self, context: Context) -> Numbers:
+        """Score the untrained network, if it is asked for."""
+        if context.is_replay and self.mode is not Mode.posthoc:
+            raise ConfigError(
+                f"{self.name}.mode={self.mode.name}: online values come from the training steps, and saved weights "
+                f"are not trained; set {self.name}.mode=posthoc"
+            )
+        return super().on_task_begin(context)
+
+    def on_batch_end(self, context: Context) -> None:
+        """Keep the step's outputs for the margins."""
+        if self.mode is Mode.posthoc or not self.is_due(context.epochs_completed + 1):
+            return
+        if context.current_task.loss is Loss.cross_entropy:
+            assert context.logits is not None and context.batch is not None
+            self._margins.add(context.logits, context.batch.targets)
+
+    def on_epoch_end(self, context: Context) -> Numbers:
+        """Score all samples, write what the steps saw, whichever is asked for."""
+        numbers = {} if self.mode is Mode.online else super().on_epoch_end(context)
+        if self.mode is not Mode.posthoc and self.is_due(context.epochs_completed):
+            values = presented_values(context, self._margins.all(), len(self.samples(context)))
+            self._margins = PresentedMargins()
+            due = [e for e in context.epochs_of_task() if self.is_due(e)]
+            numbers |= self.record(context, values, due)
+        return numbers
+
+    def state_dict(self) -> dict[str, Any]:
+        """Margins of the epoch under way."""
+        return {"margins": self._margins.all()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self._margins = PresentedMargins(state["margins"])
+
+    def score(self, context: Context, task: Task) -> Score:
+        """Loss, hit and margin, on request input gradient and loss over all outputs; NaN before the class enters."""
+        net, active = context.net, task.active_outputs
+        has_classes = task.loss is Loss.cross_entropy
+        if self.all_outputs and not has_classes:
+            raise ConfigError(f"{self.name}.all_outputs=true: needs class targets, these data have none")
+        later = torch.from_numpy(self.samples(context).later_ids).to(task.train.rows.device)
+
+        def score(batch: Batch) -> dict[str, Tensor]:
+            targets = class_index(batch.targets) if has_classes else batch.targets
+            waits = torch.isin(batch.ids, later)
+            told = targets.masked_fill(waits, 0) if has_classes else targets
+            found: dict[str, Tensor] = {}
+            if self.input_gradient:
+                losses, norms, outputs = loss_and_input_gradient(net, task.loss, batch.inputs, told, active)
+                found["grad_input_l2"] = norms
+            else:
+                outputs = net(batch.inputs)[:, :active]
+                losses = per_sample_loss(task.loss, outputs, told)
+            found["loss"] = losses
+            if has_classes:
+                found |= {"correct": _hits(outputs, told), "margin": margin(outputs, told)}
+            found = {metric: values.masked_fill(waits, float("nan")) for metric, values in found.items()}
+            if self.all_outputs:
+                found["loss_all"] = per_sample_loss(task.loss, net(batch.inputs), targets)
+            return found
+
+        return score
+
+
+def _hits(outputs: Tensor, targets: Tensor) -> Tensor:
+    """1 where a sample is classified rightly, else 0; float [n]."""
+    hits = correct(Loss.cross_entropy, outputs, targets)
+    assert hits is not None
+    return hits.float()
