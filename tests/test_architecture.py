@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "plastiscope"
 
 LAYERS = [
     {"app", "samples"},
-    {"experiment", "build", "load", "settings", "__init__"},
-    {"trainer", "replay", "analysis"},
+    {"experiment", "analyze", "build", "load", "settings", "__init__"},
+    {"trainer", "replay", "loop", "analysis"},
     {"learner"},
     {"task_shift_mode", "data", "net", "event", "formats"},
     {"measure", "run", "figure", "selection"},

@@ -18,8 +18,7 @@ that goes on from a checkpoint equals one that was never stopped, bit for bit.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,16 +26,16 @@ import torch
 from torch import Tensor
 
 from plastiscope.error import RunError
-from plastiscope.event import Callback, Context, EpochRecord, Numbers, listeners, undisturbed
+from plastiscope.event import Context, EpochRecord, Numbers, listeners
 from plastiscope.learner.learner import Learner
+from plastiscope.loop import Loop, is_evaluated, named
 from plastiscope.measure.evaluation import Scores
 from plastiscope.measure.keyed import named_seed
 from plastiscope.measure.loss import Loss, correct
 from plastiscope.run.generators import generator_states, load_generator_states
-from plastiscope.run.journal import Journal
 from plastiscope.run.signals import Preempted
 from plastiscope.selection import BestWeights
-from plastiscope.task_shift_mode.task import Task, evaluate
+from plastiscope.task_shift_mode.task import Task
 
 TASK_LAST = ("epoch_loss", "epoch_accuracy")
 
@@ -55,11 +54,11 @@ class Position:
 
 
 @dataclass(kw_only=True)
-class Trainer:
+class Trainer(Loop):
     """The state of a run, and the loop over it.
 
     Attributes:
-    learner, context, callbacks, journal: the parts, as built.
+        learner: owns the network.
         best: weights of the task, by the run's selection.
         batch_size, eval_every, verbose: settings of the same names.
         position: where the run is.
@@ -70,9 +69,6 @@ class Trainer:
     """
 
     learner: Learner
-    context: Context
-    callbacks: list[Callback]
-    journal: Journal
     best: BestWeights
     batch_size: int
     eval_every: int = 1
@@ -82,19 +78,6 @@ class Trainer:
     last_row: Numbers = field(default_factory=dict)
     task_begin_row: Numbers | None = None
     begun: bool = False
-    _entry: dict[str, Any] | None = None
-    """Callback and generator states as `_looking` was entered, while inside it."""
-
-    def run(self) -> None:
-        """Train from `position` to the last task; a signal saves the run and goes to whoever handled it before."""
-        while True:
-            try:
-                return self._run()
-            except Preempted:
-                self._take_back()
-                self._checkpoint()
-                self.journal.preempted()
-                self.journal.stop.pass_on()
 
     def _run(self) -> None:
         context = self.context
@@ -166,10 +149,10 @@ class Trainer:
         assert record is not None
         self._check_finite()
         seen = Scores(record.losses, None if task.loss is Loss.mse else record.correct)
-        row = {"epoch_loss": seen.loss, **_named("epoch_accuracy", seen.accuracy)}
+        row = {"epoch_loss": seen.loss, **named("epoch_accuracy", seen.accuracy)}
         context.epochs_completed = at.task * context.epochs + at.epoch + 1
         with self._looking():
-            if (at.epoch + 1) % self.eval_every == 0 or at.epoch + 1 == context.epochs:
+            if is_evaluated(at.epoch, context.epochs, self.eval_every):
                 row |= self._evaluate(task)
             context.epoch_row = row
             row |= self._fire("on_epoch_end")
@@ -197,17 +180,6 @@ class Trainer:
         self.position, self.task_begin_row = Position(task=at.task + 1), None
         self._checkpoint()
 
-    def _evaluate(self, task: Task) -> Numbers:
-        """Loss and accuracy on the task's test samples and, if there are any, validation samples."""
-        numbers: Numbers = {}
-        for split, samples in (("validation", task.validation), ("test", task.test)):
-            if samples is not None and len(samples):
-                began = time.perf_counter()
-                scores = evaluate(self.learner.net, task, samples, self.context.epochs_completed)
-                numbers |= {f"{split}_loss": scores.loss, **_named(f"{split}_accuracy", scores.accuracy)}
-                self.journal.time(f"{split}_evaluation_runtime", time.perf_counter() - began)
-        return numbers
-
     def _check_finite(self) -> None:
         """Stop before anything is saved if a loss or a weight is not finite; names the first bad step."""
         at, record = self.position, self.record
@@ -231,52 +203,10 @@ class Trainer:
         learner.on_backward = _call_all(listeners(self.callbacks, "on_backward"), context)
         learner.on_update = _call_all(listeners(self.callbacks, "on_update"), context)
 
-    def _fire(self, event: str) -> Numbers:
-        """Fire an event outside the step; returns all numbers and notes each callback's seconds."""
-        numbers: Numbers = {}
-        for callback in self.callbacks:
-            if getattr(type(callback), event) is not getattr(Callback, event):
-                began = time.perf_counter()
-                numbers |= getattr(callback, event)(self.context) or {}
-                self.journal.time(f"{callback.name}/runtime_sec", time.perf_counter() - began)
-        return numbers
-
-    @contextmanager
-    def _looking(self) -> Iterator[None]:
-        """Around evaluation and analyses: they change nothing, and a signal ends them at once."""
-        stop = self.journal.stop
-        self._entry = {"callbacks": self._callback_states(), "generators": generator_states()}
-        with undisturbed(self.learner.net):
-            stop.at_once = True
-            try:
-                if stop.received is not None:
-                    raise Preempted(stop.received)
-                yield
-            finally:
-                stop.at_once = False
-        self._entry = None
-
-    def _take_back(self) -> None:
-        """Undo what a callback that was interrupted had done to its own state."""
-        if self._entry is not None:
-            self._load_callbacks(self._entry["callbacks"])
-            load_generator_states(self._entry["generators"])
-            self._entry = None
-
-    def _callback_states(self) -> dict[str, Any]:
-        return {callback.name: callback.state_dict() for callback in self.callbacks}
-
-    def _load_callbacks(self, states: dict[str, Any]) -> None:
-        for callback in self.callbacks:
-            callback.load_state_dict(states[callback.name])
-
     def _checkpoint(self) -> None:
         self._check_finite()
         at = self.position
         self.journal.checkpoint(self.state_dict(), at.task * self.context.epochs + at.epoch)
-
-    def _place(self, kind: str) -> dict[str, Any]:
-        return {"kind": kind, "global_epoch": self.context.epochs_completed - 1, "task_idx": self.position.task}
 
     def _say_accuracy(self, record: EpochRecord) -> None:
         at, size = self.position, self.batch_size
@@ -316,10 +246,6 @@ class Trainer:
 def epoch_order(seed: int, task: int, epoch: int, n: int) -> Tensor:
     """The random order of presentation, int64 [n] on the CPU: a pure function, so any epoch's order can be rebuilt."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(named_seed(seed, "order", task, epoch)))
-
-
-def _named(key: str, value: float | None) -> Numbers:
-    return {} if value is None else {key: value}
 
 
 def _call_all(callbacks: list[Callable[[Context], Any]], context: Context) -> Callable[[], None] | None:

@@ -1,0 +1,110 @@
+"""What training and replay share: the events outside the steps, evaluation, rows, and what a signal undoes."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from plastiscope.event import Callback, Context, Numbers, undisturbed
+from plastiscope.run.generators import generator_states, load_generator_states
+from plastiscope.run.journal import Journal
+from plastiscope.run.signals import Preempted
+from plastiscope.task_shift_mode.task import Task, evaluate
+
+
+@dataclass(kw_only=True)
+class Loop:
+    """A loop over tasks that fires events.
+
+    Attributes:
+        context, callbacks, journal: the parts, as built.
+    """
+
+    context: Context
+    callbacks: list[Callback]
+    journal: Journal
+    _entry: dict[str, Any] | None = None
+    """Callback and generator states as `_looking` was entered, while inside it."""
+
+    def run(self) -> None:
+        """Go on to the end; a signal saves the run and goes to whoever handled it before."""
+        while True:
+            try:
+                return self._run()
+            except Preempted:
+                self._take_back()
+                self._checkpoint()
+                self.journal.preempted()
+                self.journal.stop.pass_on()
+
+    def _run(self) -> None:
+        raise NotImplementedError
+
+    def _checkpoint(self) -> None:
+        raise NotImplementedError
+
+    def _fire(self, event: str) -> Numbers:
+        """Fire an event outside the step; returns all numbers and notes each callback's seconds."""
+        numbers: Numbers = {}
+        for callback in self.callbacks:
+            if getattr(type(callback), event) is not getattr(Callback, event):
+                began = time.perf_counter()
+                numbers |= getattr(callback, event)(self.context) or {}
+                self.journal.time(f"{callback.name}/runtime_sec", time.perf_counter() - began)
+        return numbers
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Around evaluation and analyses: they change nothing, and a signal ends them at once."""
+        stop = self.journal.stop
+        self._entry = {"callbacks": self._callback_states(), "generators": generator_states()}
+        with undisturbed(self.context.net):
+            stop.at_once = True
+            try:
+                if stop.received is not None:
+                    raise Preempted(stop.received)
+                yield
+            finally:
+                stop.at_once = False
+        self._entry = None
+
+    def _take_back(self) -> None:
+        """Undo what a callback that was interrupted had done to its own state."""
+        if self._entry is not None:
+            self._load_callbacks(self._entry["callbacks"])
+            load_generator_states(self._entry["generators"])
+            self._entry = None
+
+    def _callback_states(self) -> dict[str, Any]:
+        return {callback.name: callback.state_dict() for callback in self.callbacks}
+
+    def _load_callbacks(self, states: dict[str, Any]) -> None:
+        for callback in self.callbacks:
+            callback.load_state_dict(states[callback.name])
+
+    def _evaluate(self, task: Task) -> Numbers:
+        """Loss and accuracy on the task's test samples and, if there are any, validation samples."""
+        numbers: Numbers = {}
+        for split, samples in (("validation", task.validation), ("test", task.test)):
+            if samples is not None and len(samples):
+                began = time.perf_counter()
+                scores = evaluate(self.context.net, task, samples, self.context.epochs_completed)
+                numbers |= {f"{split}_loss": scores.loss, **named(f"{split}_accuracy", scores.accuracy)}
+                self.journal.time(f"{split}_evaluation_runtime", time.perf_counter() - began)
+        return numbers
+
+    def _place(self, kind: str) -> dict[str, Any]:
+        """Where a row stands: its kind, its step (docs/architecture.md, "Clock") and its task."""
+        context = self.context
+        return {"kind": kind, "global_epoch": context.epochs_completed - 1, "task_idx": context.task_idx}
+
+
+def is_evaluated(epoch: int, epochs: int, eval_every: int) -> bool:
+    """Whether accuracies are measured after epoch `epoch` (from 0) of a task of so many epochs."""
+    return (epoch + 1) % eval_every == 0 or epoch + 1 == epochs
+
+
+def named(key: str, value: float | None) -> Numbers:
+    """A number under its name; nothing of None."""
+    return {} if value is None else {key: value}
