@@ -197,11 +197,16 @@ class LossSeries:
         """The gradient norms, epoch by epoch, filled where `filled_epochs` says so."""
         for epoch in self.epochs:
             path = self.files.losses if epoch in self.filled_epochs else self.files.gradients
-            yield epoch, self._values(path[epoch], epoch)
+            row = self._values(path[epoch], epoch)
+            if (row < 0).any():
+                raise DataError(f"{path[epoch]} (epoch {epoch}) holds a negative number, which no gradient norm is.")
+            yield epoch, row
 
     def _values(self, path: Path, epoch: int) -> Values:
         values = read_vector(path).astype(np.float32, copy=False)
         ids = _ids(self.files, epoch)
+        if (ids is not None) and ids.min(initial=0) < 0:
+            raise DataError(f"{self.files.ids[epoch]} (epoch {epoch}) holds a negative sample id.")
         expected = len(self.ids) if ids is None else len(ids)
         if len(values) != expected or (ids is None and self.files.ids):
             raise DataError(
