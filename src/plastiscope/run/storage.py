@@ -5,6 +5,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,7 +45,9 @@ def read_json(path: Path) -> Any:
 
 
 def plain(content: Any) -> Any:
-    """Containers, numbers and strings that JSON knows; numbers that are not finite become None."""
+    """Containers, numbers and strings that JSON knows; numbers that are not finite become None, enums their values."""
+    if isinstance(content, Enum):
+        return plain(content.value)
     if isinstance(content, dict):
         return {str(key): plain(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
