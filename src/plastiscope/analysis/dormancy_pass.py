@@ -36,6 +36,11 @@ class Question:
     layers: tuple[Layer, ...]
 
     @property
+    def names(self) -> list[str]:
+        """What the numbers of each layer are called: "<question>.<layer>"."""
+        return [f"{self.name}.{layer.name}" for layer in self.layers]
+
+    @property
     def num_units(self) -> int:
         """Units of all layers."""
         return sum(layer.width for layer in self.layers)
@@ -98,9 +103,9 @@ class DormancyPass:
         """The layer at each site, and what its numbers are called, by rule."""
         asked: dict[Site, tuple[Layer, dict[Rule, list[str]]]] = {}
         for question in self.questions:
-            for layer in question.layers:
+            for layer, name in zip(question.layers, question.names, strict=True):
                 _, names = asked.setdefault(layer.site, (layer, {}))
-                names.setdefault(question.rule, []).append(f"{question.name}.{layer.name}")
+                names.setdefault(question.rule, []).append(name)
         return asked
 
 
@@ -147,10 +152,9 @@ def module_dormancy(net: nn.Module, batches: Iterable[Tensor], eps: float = 1e-6
     samples = (Batch(x, x, torch.arange(len(x))) for x in chain([first], waiting))
     with undisturbed(net):
         part = DormancyPass(net=net, questions=[question], thresholds=Thresholds(eps=eps), scales={}).count(samples)
-    return torch.from_numpy(share_of_units(part, question).astype(np.float32))
+    return torch.from_numpy((dormant_of_all(part, question) / question.num_units).astype(np.float32))
 
 
-def share_of_units(part: Part, question: Question) -> npt.NDArray[np.float64]:
-    """Share of the units of all layers that are dormant on each sample, [n]; a unit is a unit whatever its layer."""
-    counts = sum(part[f"{question.name}.{layer.name}"].astype(np.float64) for layer in question.layers)
-    return np.asarray(counts / question.num_units)
+def dormant_of_all(counts: Mapping[str, npt.NDArray], question: Question) -> npt.NDArray[np.float64]:
+    """Dormant units of all layers on each sample, [n]: the sum of "<question>.<layer>"."""
+    return np.sum([counts[name] for name in question.names], axis=0, dtype=np.float64)
