@@ -67,3 +67,73 @@ PACKAGED: dict[str, GradientCase] = {
     ),
 }
 """The networks of the package, small."""
+
+
+class Sequence(nn.Module):
+    """A linear layer on tokens, a layer norm over two axes, a class token, a group norm, a frozen-looking scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(6, 5)
+        self.token = nn.Parameter(torch.randn(1, 1, 5))
+        self.norm = nn.LayerNorm((7, 5))
+        self.groups = nn.GroupNorm(2, 7 + 1)
+        self.wide = nn.Linear(5, 40, bias=False)
+        self.head = nn.Linear(8 * 40, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(torch.tanh(self.embed(x)))
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), tokens], dim=1)
+        return self.head(torch.tanh(self.wide(self.groups(tokens))).flatten(1))
+
+
+class Reused(nn.Module):
+    """A linear layer, a norm and a convolution called twice; two linear layers with one weight; an unused layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.first, self.second = nn.Linear(36, 36), nn.Linear(36, 36, bias=False)
+        self.second.weight = self.first.weight
+        self.middle = nn.Linear(36, 36)
+        self.idle = nn.Linear(3, 3)
+        self.head = nn.Linear(36, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(torch.tanh(self.norm(self.conv(x)))))
+        x = torch.tanh(self.first(x.flatten(1)))
+        x = torch.tanh(self.second(x))
+        return self.head(self.middle(torch.tanh(self.middle(x))))
+
+
+def convolution(*modules: nn.Module, features: int) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        kept = nn.Sequential(*modules, nn.Tanh(), nn.Flatten(), nn.Linear(features, 5))
+        for module in kept.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        return kept
+
+    return make
+
+
+MODULES: dict[str, GradientCase] = {
+    "stride": GradientCase(convolution(nn.Conv2d(3, 4, (3, 2), (2, 1), (1, 0)), features=4 * 4 * 4), (3, 7, 5)),
+    "dilation": GradientCase(convolution(nn.Conv2d(2, 4, 3, dilation=(2, 1)), features=4 * 5 * 4), (2, 9, 6)),
+    "groups": GradientCase(convolution(nn.Conv2d(4, 6, 3, groups=2), features=6 * 3 * 4), (4, 5, 6)),
+    "depthwise": GradientCase(convolution(nn.Conv2d(4, 8, 3, groups=4, bias=False), features=8 * 9), (4, 5, 5)),
+    "same": GradientCase(convolution(nn.Conv2d(2, 3, 4, padding="same", dilation=2), features=3 * 30), (2, 5, 6)),
+    "circular": GradientCase(
+        convolution(nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), features=90), (2, 5, 6)
+    ),
+    "few_positions": GradientCase(convolution(nn.Conv2d(8, 16, 3), features=16), (8, 3, 3)),
+    "conv1d": GradientCase(convolution(nn.Conv1d(3, 4, 3, stride=2), nn.BatchNorm1d(4), features=16), (3, 9)),
+    "conv3d": GradientCase(convolution(nn.Conv3d(2, 3, 2, padding=(0, 1, 0)), features=3 * 2 * 4 * 3), (2, 3, 3, 4)),
+    "inplace": GradientCase(
+        convolution(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(inplace=True), features=27), (2, 5, 5)
+    ),
+    "sequence": GradientCase(Sequence, (7, 6)),
+    "reused": GradientCase(Reused, (4, 3, 3)),
+}
+"""What ghost norms must know of single modules."""

@@ -5,14 +5,20 @@ not see each other: one backward serves the batch. Batch normalisation in traini
 training mode makes another network of each pass, so both are refused.
 """
 
+import time
+import warnings
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from plastiscope.error import ConfigError
+from plastiscope.measure.ghost_norm import NoGhost, ghost_norms
 from plastiscope.measure.loss import Loss, per_sample_loss
 
 
@@ -93,3 +99,142 @@ def require_separate_samples(net: nn.Module) -> None:
                 f"{name or 'the network'} ({type(module).__name__}) drops activations at random, so a sample's "
                 "gradient is not defined; use evaluation mode"
             )
+
+
+class Engine(Enum):
+    """How the norms of per-sample parameter gradients are computed."""
+
+    ghost = "ghost"
+    """From activations and their gradients, one forward and one backward (`ghost_norms`)."""
+    vmap = "vmap"
+    """Each sample's gradient written out, several samples at a time."""
+    loop = "loop"
+    """One sample after the other."""
+
+
+VMAP_ELEMENTS = 1 << 25
+"""Elements of gradients that vmap holds together."""
+CHECKED, TIMED_BY_LOOP = 2, 8
+"""Samples on which an engine is compared with the loop; samples by which the loop is timed."""
+AGREEMENT = 1e-3
+"""Relative difference from the loop above which an engine is not trusted; float32 gives about 1e-6."""
+
+
+def parameter_gradient_norms(
+    net: nn.Module,
+    loss: Loss,
+    inputs: Tensor,
+    targets: Tensor,
+    active_outputs: int,
+    engine: Engine = Engine.loop,
+    parameters: Collection[str] | None = None,
+) -> Tensor:
+    """`grad_param_l2` = ||d loss_i / d theta||_2 of each sample, [b]; `.grad`, flags and modes stay as they are.
+
+    Args:
+        net: network in evaluation mode.
+        loss: of a sample.
+        inputs: [b, ...].
+        targets: [b] or [b, k], as `loss` wants them.
+        active_outputs: the loss sees the first so many outputs.
+        engine: how; they differ by rounding only.
+        parameters: names of those in theta; by default those that ask for gradients, all of them if none does.
+
+    Raises:
+        ConfigError: samples would see each other, or chance would; names the module.
+        NoGhost: the engine is `ghost`, and the network has something that it does not treat.
+    """
+    require_separate_samples(net)
+    names = _names(net, parameters)
+    if engine is Engine.ghost:
+        return ghost_norms(net, loss, inputs, targets, active_outputs, names)
+    leaves = {name: p.detach() for name, p in net.named_parameters() if name in names}
+
+    def squared_norm(x: Tensor, y: Tensor) -> Tensor:
+        def loss_of(theta: dict[str, Tensor]) -> Tensor:
+            outputs = functional_call(net, theta, (x.unsqueeze(0),))[:, :active_outputs]
+            return per_sample_loss(loss, outputs, y.unsqueeze(0))[0]
+
+        return torch.stack([g.square().sum() for g in grad(loss_of)(leaves).values()]).sum()
+
+    with torch.enable_grad():
+        if engine is Engine.loop:
+            return torch.stack([squared_norm(x, y) for x, y in zip(inputs, targets, strict=True)]).sqrt().detach()
+        size = max(1, VMAP_ELEMENTS // sum(p.numel() for p in leaves.values()))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")  # it is timed, not assumed
+            return vmap(squared_norm, chunk_size=size)(inputs, targets).sqrt().detach()
+
+
+def _names(net: nn.Module, parameters: Collection[str] | None) -> set[str]:
+    if parameters is not None:
+        return set(parameters)
+    flags = {name: p.requires_grad for name, p in net.named_parameters()}
+    return {name for name, asks in flags.items() if asks} or set(flags)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine and why it is that one."""
+
+    engine: Engine
+    reason: str
+
+
+def choose_engine(
+    net: nn.Module,
+    loss: Loss,
+    inputs: Tensor,
+    targets: Tensor,
+    active_outputs: int,
+    by_timing: bool = False,
+    parameters: Collection[str] | None = None,
+) -> Choice:
+    """The engine for a network: ghost, else vmap, else the loop; or the one that takes the least time on this batch.
+
+    An engine must run and agree with the loop on the first samples, so that a network which uses its parameters in a
+    way that the engine does not see is caught. Without timing the choice follows from network and batch alone.
+
+    Args:
+        net: as of `parameter_gradient_norms`, like the five others.
+        loss: of a sample.
+        inputs: [b, ...].
+        targets: [b] or [b, k].
+        active_outputs: the loss sees the first so many outputs.
+        by_timing: run each engine on the batch and take the fastest.
+        parameters: names of those in theta.
+    """
+    few = inputs[:CHECKED], targets[:CHECKED]
+
+    def norms(engine: Engine, x: Tensor, y: Tensor) -> Tensor:
+        return parameter_gradient_norms(net, loss, x, y, active_outputs, engine, parameters)
+
+    expected, able, reasons = norms(Engine.loop, *few), [], []
+    for engine in (Engine.ghost, Engine.vmap):
+        if reason := _objection(lambda engine=engine: norms(engine, *few), expected):  # type: ignore[misc]
+            reasons.append(f"{engine.value}: {reason}")
+        else:
+            able.append(engine)
+    if not by_timing:
+        return Choice(able[0] if able else Engine.loop, "; ".join(reasons) or "it can treat the network")
+    seconds = {engine: _seconds(lambda e=engine: norms(e, inputs, targets)) for engine in able}  # type: ignore[misc]
+    some = inputs[:TIMED_BY_LOOP], targets[:TIMED_BY_LOOP]
+    seconds[Engine.loop] = _seconds(lambda: norms(Engine.loop, *some)) * len(inputs) / len(some[0])
+    return Choice(min(seconds, key=lambda e: seconds[e]), "; ".join(["the fastest on the first batch", *reasons]))
+
+
+def _objection(compute: Callable[[], Tensor], expected: Tensor) -> str:
+    """Why an engine cannot be used; "" when it can. Code we do not know can raise anything in it."""
+    try:
+        found = compute()
+    except (NoGhost, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        return str(error).splitlines()[0]
+    if not torch.allclose(found, expected, rtol=AGREEMENT, atol=AGREEMENT * float(expected.max())):
+        return "differs from one sample at a time"
+    return ""
+
+
+def _seconds(call: Callable[[], Tensor]) -> float:
+    began = time.perf_counter()
+    call().sum().item()  # waits for the device
+    return time.perf_counter() - began
