@@ -4,7 +4,7 @@
     for task in tasks:
         learner.begin_task(task)                       new head, reset
         for epoch in epochs:
-            for batch in task.train, in a random order: learner.step(batch)
+            for batch in task.train, in a random order (or as the samples say): learner.step(batch)
             stop at a loss that is not finite
             validation and test accuracy, one row in metrics.jsonl
             checkpoint, if the last one is old enough
@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plastiscope.data.samples import Samples
 from plastiscope.error import RunError
 from plastiscope.event import Context, EpochRecord, Numbers, listeners
 from plastiscope.learner.learner import Learner
@@ -114,7 +115,7 @@ class Trainer(Loop):
         """The steps of one epoch, from the batch at which we are."""
         at, context, learner, stop = self.position, self.context, self.learner, self.journal.stop
         device, size, n, first = task.train.rows.device, self.batch_size, len(task.train), at.batch
-        order = epoch_order(context.seed, at.task, at.epoch, n).to(device)
+        order = presentation_order(task.train, context.seed, at.task, at.epoch)
         record = self.record = self.record or EpochRecord.empty(n, device)
         context.order, context.record = order, record
         context.epoch, context.num_batches = at.epoch, -(-n // size)
@@ -246,6 +247,12 @@ class Trainer(Loop):
 def epoch_order(seed: int, task: int, epoch: int, n: int) -> Tensor:
     """The random order of presentation, int64 [n] on the CPU: a pure function, so any epoch's order can be rebuilt."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(named_seed(seed, "order", task, epoch)))
+
+
+def presentation_order(samples: Samples, seed: int, task: int, epoch: int) -> Tensor:
+    """Positions in `samples` in the order of presentation in an epoch: their fixed order, or a random one."""
+    fixed = samples.fixed_order()
+    return epoch_order(seed, task, epoch, len(samples)).to(samples.rows.device) if fixed is None else fixed
 
 
 def _call_all(callbacks: list[Callable[[Context], Any]], context: Context) -> Callable[[], None] | None:

@@ -86,8 +86,8 @@ def test_csv_relatives(tmp_path):
     joined = memorization.join([1234, 12, 5], [7, 3, 0])
     np.testing.assert_array_equal(joined.scores, [0.5, np.nan, np.nan])
     assert joined[1:] == (1, 1, 2)
-    path.write_text("sample_id,aum\n3,0.25\n1,0.5\n")
-    np.testing.assert_array_equal(read_memorization(path).scores, [0.5, 0.25])
+    path.write_text("sample_id,aum\n3,0.25\n1,0.5\n-1,0.75\n")
+    np.testing.assert_array_equal(read_memorization(path).join([3, -1, 1]).scores, [0.25, np.nan, 0.5])
 
 
 def test_a_sample_of_several_pairs_has_one_score(tmp_path):

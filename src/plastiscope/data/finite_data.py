@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import ClassVar
 
@@ -13,10 +13,12 @@ from torch import Tensor
 
 from plastiscope.data.augmentation import AugmentationKind, make_augmentation
 from plastiscope.data.normalisation import NormalisationKind, automatic, constants
+from plastiscope.data.order import LossWeighting, Order, Presentation, WeightedBy, make_presentation
 from plastiscope.data.partition import noisy_labels, rank_in_class, validation_mask
 from plastiscope.data.raw_data import RawData, ResizedSource, Split
 from plastiscope.data.samples import DataSet, Normalisation, Samples, Source
 from plastiscope.error import ConfigError, DataError, require
+from plastiscope.formats.memorization import IdKind, read_memorization
 from plastiscope.measure.loss import Loss
 
 
@@ -76,6 +78,12 @@ class FiniteData(ABC):
     """class_index or one_hot."""
     ids_file: str | None = None
     """A .npy of int [n]: the official id of each training row, -1 where unknown; null = the row is the id."""
+    order: Order = Order.random
+    """Order of presentation: random, or by score: low_to_high, high_to_low, alternating_hardest_easiest, middle_out."""
+    scores_file: str | None = None
+    """Scores of training samples by id (memorization, CSL) for such an order or for weights; npy, npz, CSV or JSON."""
+    loss_weighting: LossWeighting = field(default_factory=LossWeighting)
+    """Weights of the samples in the loss, by score."""
 
     def __post_init__(self) -> None:
         require(0 <= self.validation_share < 1, "validation_share", self.validation_share, "must be in [0, 1)")
@@ -88,6 +96,11 @@ class FiniteData(ABC):
         require(0 <= self.label_noise <= 1, "label_noise", self.label_noise, "must be in [0, 1]")
         names = " or ".join(kind.name for kind in self.TARGETS)
         require(self.targets in self.TARGETS, "targets", self.targets.name, f"must be {names} for these data")
+        by = self.loss_weighting.by
+        scored = self.order is not Order.random or by is not WeightedBy.nothing
+        chosen = f"order={self.order.name} and loss_weighting.by={by.name}"
+        what = f"must name a file of scores for {chosen}" if scored else f"is of no use with {chosen}; leave it out"
+        require(scored == (self.scores_file is not None), "scores_file", self.scores_file, what)
 
     @abstractmethod
     def read(self, device: torch.device) -> RawData:
@@ -204,6 +217,17 @@ def _view(
     )
 
 
+def _presentation(settings: FiniteData, raw: RawData, ids: Tensor) -> Presentation | None:
+    """In which order and with which weights the training rows, with `ids`, are presented; None as usual."""
+    if settings.scores_file is None:
+        return None
+    scores = read_memorization(settings.scores_file, raw.train_files or None)
+    labels = None if raw.train.labels is None else torch.from_numpy(raw.train.labels)
+    if scores.id_kind is IdKind.file_name:  # then the row is the id, and classes may be numbered in another way
+        ids, labels = torch.arange(len(ids), device=ids.device), None
+    return make_presentation(settings.order, settings.loss_weighting, scores, ids, labels)
+
+
 def _description(settings: FiniteData, raw: RawData, ids: Tensor, normalisation: Normalisation) -> dict[str, object]:
     told = raw.train.targets if raw.train.labels is None else torch.from_numpy(raw.train.labels)
     assert told is not None
@@ -250,11 +274,15 @@ def assemble(settings: FiniteData, raw: RawData, seed: int, device: torch.device
     test = view(raw.test, test_source, "test", test_rows)
     validation = view(raw.train, train_source, "validation", validation_rows) if len(validation_rows) else None
     shape = train.input_shape
-    train = replace(train, augmentation=make_augmentation(settings.augmentation, seed, "train", shape))
+    presentation = _presentation(settings, raw, train_source.ids)
+    augmentation = make_augmentation(settings.augmentation, seed, "train", shape)
+    train = replace(train, augmentation=augmentation, presentation=presentation)
     if settings.augment_test:
         test = replace(test, augmentation=make_augmentation(settings.augmentation, seed, "test", shape))
     numbers = {"train": len(train), "validation": len(validation_rows), "test": len(test)}
     numbers["noisy_labels"] = int((train.labels != train.clean_labels).sum())
+    about = _description(settings, raw, train_source.ids, normalisation)
+    about |= {} if presentation is None else presentation.description()
     return DataSet(
         train=train,
         validation=validation,
@@ -264,5 +292,5 @@ def assemble(settings: FiniteData, raw: RawData, seed: int, device: torch.device
         class_names=raw.class_names,
         coarse_classes=None if raw.coarse_classes is None else torch.from_numpy(raw.coarse_classes).to(device),
         normalisation=normalisation,
-        description=numbers | _description(settings, raw, train_source.ids, normalisation),
+        description=numbers | about,
     )

@@ -120,6 +120,7 @@ class ImageFolder(FiniteData):
             num_classes=len(train.classes),
             scale=255.0,
             class_names=tuple(train.classes),
+            train_files=tuple(path for path, _ in train.samples),
         )
 
     def _listed(self, name: str) -> Any:

@@ -40,6 +40,7 @@ class RawData:
         scale: raw values are divided by it before anything else (255 for bytes).
         train_ids: int64 [n] positions in the canonical training set; the rows themselves by default.
         coarse_classes: int64 [K] or None.
+        train_files: names of the training images, or empty where they are not files of their own.
     """
 
     train: Split
@@ -49,6 +50,7 @@ class RawData:
     class_names: tuple[str, ...] = ()
     coarse_classes: np.ndarray | None = None
     train_ids: np.ndarray | None = None
+    train_files: tuple[str, ...] = ()
 
 
 def array_split(

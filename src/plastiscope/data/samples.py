@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from plastiscope.data.order import Presentation
 from plastiscope.measure.loss import Loss
 
 BatchTransform = Callable[[Tensor, Tensor], Tensor]
@@ -49,11 +50,15 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch on the device: inputs float32 [b, ...], targets [b] or [b, k], ids int64 [b]."""
+    """A batch on the device: inputs float32 [b, ...], targets [b] or [b, k], ids int64 [b].
+
+    weights: float32 [b], of the losses in the gradient; None = all alike.
+    """
 
     inputs: Tensor
     targets: Tensor
     ids: Tensor
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -69,6 +74,7 @@ class Samples:
         targets: [n] or [n, k] what the loss sees, as the task maps it; equal to `labels` until a task says otherwise.
         transforms: applied to each batch after augmentation, in order.
         augmentation: applied in training only (`batches(epoch=...)`).
+        presentation: fixed order and weights in training; None = a random order, all weights alike.
     """
 
     source: Source
@@ -79,6 +85,7 @@ class Samples:
     targets: Tensor
     transforms: tuple[BatchTransform, ...] = ()
     augmentation: Augmentation | None = None
+    presentation: Presentation | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -116,6 +123,10 @@ class Samples:
         """The same samples with one more transform of each batch."""
         return replace(self, transforms=(*self.transforms, transform))
 
+    def fixed_order(self) -> Tensor | None:
+        """Positions int64 [n] of this view in the order of presentation, the same in each epoch; None = random."""
+        return None if self.presentation is None else self.presentation.positions(self.rows, self.ids)
+
     def gather(self, positions: Tensor, epoch: int | None = None) -> Batch:
         """One batch of the samples at `positions` of this view, at least one."""
         return next(self.batches(len(positions), order=positions, epoch=epoch))
@@ -137,12 +148,14 @@ class Samples:
             return
         ids = self.source.ids[rows]
         inputs = self.source.stream(rows, size)
+        weights = None if self.presentation is None else self.presentation.weights_of(rows)
+        weight = iter(() if weights is None else weights.split(size))
         for x, y, i in zip(inputs, targets.split(size), ids.split(size), strict=True):
             if epoch is not None and self.augmentation is not None:
                 x = self.augmentation(x, i, epoch)
             for transform in self.transforms:
                 x = transform(x, i)
-            yield Batch(x, y, i)
+            yield Batch(x, y, i, next(weight, None))
 
 
 @dataclass(frozen=True, eq=False)

@@ -131,6 +131,8 @@ class Learner:
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One update: forward, loss, backward, optimiser, mechanism.
 
+        The gradient is that of sum_i w_i loss_i / b; w_i = 1 where the batch has no weights.
+
         Returns:
             Per-sample losses [b] and active outputs [b, k] from before the update, detached.
         """
@@ -140,7 +142,9 @@ class Learner:
         if self.task.active_outputs < outputs.shape[1]:
             outputs = outputs[:, : self.task.active_outputs]
         losses = per_sample_loss(self.task.loss, outputs, batch.targets)
-        losses.backward(torch.full_like(losses, 1.0 / len(losses)))
+        losses.backward(
+            torch.full_like(losses, 1.0 / len(losses)) if batch.weights is None else batch.weights / len(losses)
+        )
         if self.on_backward is not None:
             self.on_backward()
         if self.config.clip_norm is not None:
