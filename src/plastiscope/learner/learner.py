@@ -142,9 +142,8 @@ class Learner:
         if self.task.active_outputs < outputs.shape[1]:
             outputs = outputs[:, : self.task.active_outputs]
         losses = per_sample_loss(self.task.loss, outputs, batch.targets)
-        losses.backward(
-            torch.full_like(losses, 1.0 / len(losses)) if batch.weights is None else batch.weights / len(losses)
-        )
+        share = 1.0 / len(losses)
+        losses.backward(torch.full_like(losses, share) if batch.weights is None else batch.weights * share)
         if self.on_backward is not None:
             self.on_backward()
         if self.config.clip_norm is not None:
