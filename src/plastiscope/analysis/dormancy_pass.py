@@ -93,8 +93,8 @@ class DormancyPass:
             for batch in batches:
                 ids.append(batch.ids)
                 outputs = self.net(batch.inputs)
-                for name, values in (score(batch, outputs) if score else {}).items():
-                    rows.setdefault(name, []).append(values)
+                for metric, values in (score(batch, outputs) if score else {}).items():
+                    rows.setdefault(metric, []).append(values)
         arrays = {name: torch.cat(values).to(torch.float32).cpu().numpy() for name, values in rows.items()}
         counts = {f"silent/{name}": units.to(torch.int64).cpu().numpy() for name, units in silent.items()}
         return {"ids": torch.cat(ids).cpu().numpy(), **arrays, **counts}

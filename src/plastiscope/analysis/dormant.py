@@ -23,11 +23,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from plastiscope.analysis.dormancy_pass import DormancyPass, Question, dormant_of_all, sums_of_absolute
+from plastiscope.analysis.dormancy_pass import DormancyPass, Question, Score, dormant_of_all, sums_of_absolute
 from plastiscope.analysis.per_sample import SampleAnalysis, merged
 from plastiscope.data.samples import Batch
 from plastiscope.error import ConfigError, require
 from plastiscope.event import Context, Numbers
+from plastiscope.measure.loss import Loss, class_index, per_sample_loss
 from plastiscope.measure.sample_dormancy import Rule, Thresholds
 from plastiscope.net.module_outputs import module_outputs
 from plastiscope.net.units import Layer, Site
@@ -82,6 +83,8 @@ class Dormant(SampleAnalysis):
     """When to keep each sample's values layer by layer: none, task_end, all."""
     classifier: bool = False
     """module_output: also look at the head's outputs."""
+    loss: bool = False
+    """Also keep each sample's loss, of the same forward and as csl defines it, where csl has not kept it already."""
 
     name = "dormant"
 
@@ -104,7 +107,8 @@ class Dormant(SampleAnalysis):
         thresholds = Thresholds(eps=self.eps, relative=self.relative, theta=self.theta, tau=self.tau)
         scales = self._scales(context, questions, thresholds)
         counting = DormancyPass(net=context.net, questions=questions, thresholds=thresholds, scales=scales)
-        parts = self.shared(context, counting.count)
+        score = self._loss_of(context) if self.loss else None
+        parts = self.shared(context, lambda batches: counting.count(batches, score))
         silent = {k: np.sum([part[k] for part in parts], axis=0) for k in parts[0] if k.startswith(SILENT)}
         counts = merged([{k: v for k, v in part.items() if k not in silent} for part in parts], self.samples(context))
         dead = {
@@ -115,6 +119,8 @@ class Dormant(SampleAnalysis):
         for question in questions:
             numbers |= self._keep(context, question, counts, dead)
             numbers |= self._dead_numbers(context, question, dead)
+        if self.loss:
+            numbers |= self._keep_loss(context, counts["loss"])
         if context.processes.is_first and context.epochs_completed == self.epochs(context)[-1]:
             self._save(context, questions, silent)
         self._dead = dead
@@ -172,6 +178,27 @@ class Dormant(SampleAnalysis):
 
         sums = np.sum([part["sums"] for part in self.shared(context, measure, "_scale")], axis=0)
         return {site: float(total / n) for site, (total, n) in zip(layers, sums, strict=True)}
+
+    def _loss_of(self, context: Context) -> Score:
+        """Loss of each sample over the active outputs; NaN before its class enters."""
+        task = context.current_task
+        later = torch.from_numpy(self.samples(context).later_ids).to(task.train.rows.device)
+
+        def score(batch: Batch, outputs: Tensor) -> dict[str, Tensor]:
+            waits = torch.isin(batch.ids, later)
+            has_classes = task.loss is Loss.cross_entropy
+            told = class_index(batch.targets).masked_fill(waits, 0) if has_classes else batch.targets
+            losses = per_sample_loss(task.loss, outputs[:, : task.active_outputs], told)
+            return {"loss": losses.masked_fill(waits, torch.nan)}
+
+        return score
+
+    def _keep_loss(self, context: Context, losses: Values) -> Numbers:
+        """Write the row, unless there is one."""
+        at = context.epochs_completed
+        if context.processes.is_first and self.block(context).is_written("loss", at):
+            return self.means(context, {"loss": losses})
+        return self.record(context, {"loss": losses}, sorted({*self.epochs(context), *context.epochs_of_task()}))
 
     def _keep(
         self, context: Context, question: Question, counts: Mapping[str, Values], dead: Mapping[str, Tensor]

@@ -100,13 +100,13 @@ def _masks(h: Tensor, largest: Tensor, rules: frozenset[Rule], t: Thresholds, sc
         raw = largest_over_positions(h)
         masks[Rule.persample_module] = torch.le(raw, t.eps, out=torch.empty_like(raw))
     if rules & {Rule.persample_redo, Rule.persample_rate}:
-        size, positions = h.abs(), h.shape[2]
+        size = h.abs()
         if Rule.persample_redo in rules:
             mean = size.mean(2)
             masks[Rule.persample_redo] = torch.le(mean, t.tau * scale, out=mean)
         if Rule.persample_rate in rules:
-            active = torch.gt(size, eps, out=size).sum(2)
-            masks[Rule.persample_rate] = torch.lt(active, t.theta * positions, out=active)
+            active = torch.gt(size, eps, out=size).sum(2).div_(h.shape[2])
+            masks[Rule.persample_rate] = torch.lt(active, t.theta, out=active)
     return masks
 
 
@@ -137,5 +137,5 @@ def _extreme(h: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
 
 
 def sum_of_absolute(h: Tensor) -> Tensor:
-    """Sum of |h| over a batch, units and positions, a float64 number; h [b, units, positions]."""
+    """Sum of |h| of h [b, units, positions], a float64 number; over positions in the type of h, all else in float64."""
     return h.abs().sum(2).sum(dtype=torch.float64)
