@@ -8,33 +8,37 @@
         <metric>.epochs.npy    the row axis of a metric that is measured more seldom than every epoch
 
 A row is written at once but counts only when `sync` has marked it: the values are flushed to the disk first, the mark
-after. The trainer does that before each checkpoint, so what is not marked is what a resumed run writes anew.
+after. The trainer does that before each checkpoint, so what is not marked is what a resumed run writes anew. A metric
+exists once its marks do, which are made last; a block once its folder has its name.
 """
 
-import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib import format as npy
 
 from plastiscope.error import RunError
+from plastiscope.run.matrix_file import MatrixFile, find_rows, make_matrix, map_matrix, to_disk
 from plastiscope.run.storage import write_by
 
 Ids = npt.NDArray[np.int64]
 Values = npt.NDArray[np.float32]
+Place = slice | npt.NDArray[np.int64]
+"""Which of some samples: a slice where they follow each other."""
 
 LABELS = ("labels", "labels_trained", "split", "entry_task")
 """What is kept of each sample beside its id."""
 SPLITS = ("train", "validation", "test")
 """Meaning of the values of split.npy."""
+TYPES = {"ids": "<i8", "labels": "<i8", "labels_trained": "<i8", "split": "u1", "entry_task": "<i2"}
+"""Of the small files, one value a sample."""
 
 
 class Population(Enum):
@@ -75,20 +79,42 @@ class SampleLabels:
     entry_task: npt.NDArray[np.int16]
 
 
+@dataclass(eq=False)
+class _OpenMetric:
+    """A matrix that is being written.
+
+    Attributes:
+        file: its file.
+        rows: row by epochs completed.
+        done: the marks as they are on the disk, bool [e].
+        waiting: rows that are written and not marked yet.
+        is_new: nothing has been marked since it was opened.
+    """
+
+    file: MatrixFile
+    rows: dict[int, int]
+    done: npt.NDArray[np.bool_]
+    waiting: set[int] = field(default_factory=set)
+    is_new: bool = True
+
+
 class SampleBlock:
     """The folder samples/task_XXXX: values of one task's samples."""
 
     def __init__(self, folder: Path) -> None:
         """Open `folder`, which exists."""
         self.folder = folder
-        self._open: dict[str, tuple[IO[bytes], list[int]]] = {}
+        self._open: dict[str, _OpenMetric] = {}
 
     @cached_property
     def ids(self) -> Ids:
-        """Ids int64 [n], in the order of the columns."""
+        """Ids int64 [n], in the order of the columns.
+
+        Raises:
+            RunError: an id is there twice.
+        """
         ids = self.array("ids")
-        if len(np.unique(ids)) != len(ids):
-            raise RunError(f"{self.folder}/ids.npy gives one id to several samples; the block cannot be read")
+        _refuse_repeated(ids, self.folder / "ids.npy")
         return ids
 
     @cached_property
@@ -96,63 +122,78 @@ class SampleBlock:
         """Labels, split and entry task of the samples."""
         return SampleLabels(ids=self.ids, **{name: self.array(name) for name in LABELS})
 
+    @cached_property
+    def _order(self) -> tuple[Ids, npt.NDArray[np.int64] | None]:
+        """The ids, ascending, and their columns; None = the columns are in this order."""
+        if _ascend(self.ids):
+            return self.ids, None
+        order = np.argsort(self.ids)
+        return self.ids[order], order
+
+    def find(self, wanted: Ids) -> tuple[Place, Place]:
+        """Which of the ids `wanted`, ascending, are here: their places there, and their columns."""
+        own, order = self._order
+        if len(wanted) == 0 or len(own) == 0:
+            return slice(0, 0), slice(0, 0)
+        low, high = np.searchsorted(own, wanted[0]), np.searchsorted(own, wanted[-1], side="right")
+        own = own[low:high]
+        places = np.minimum(np.searchsorted(wanted, own), len(wanted) - 1)
+        known = wanted[places] == own
+        columns = np.arange(low, high) if order is None else order[low:high]
+        return _as_slice(places[known]), _as_slice(columns[known])
+
     def metrics(self) -> list[str]:
         """Names of the metrics there are."""
         return sorted(path.stem for path in self.folder.glob("*.done"))
 
+    def has(self, metric: str) -> bool:
+        """Whether there is such a metric."""
+        return self._marks(metric).exists()
+
     def epochs(self, metric: str) -> npt.NDArray[np.int32]:
         """Epochs completed, the row axis of a metric, int32 [e]."""
-        own = self.folder / f"{metric}.epochs.npy"
-        return np.load(own) if own.exists() else self.array("epochs_completed")
+        own = f"{metric}.epochs"
+        return self.array(own if (self.folder / f"{own}.npy").exists() else "epochs_completed")
 
     def done(self, metric: str) -> npt.NDArray[np.bool_]:
         """Which rows of a metric are whole, bool [e].
 
         Raises:
-            RunError: there is no such metric; says which there are.
+            RunError: there is no such metric (says which there are), or its marks are damaged.
         """
-        path = self.folder / f"{metric}.done"
+        path = self._marks(metric)
         if not path.exists():
             there = ", ".join(self.metrics()) or "none"
             raise RunError(f"{self.folder} has no metric {metric}; there are: {there}")
-        marks = np.fromfile(path, np.uint8)
-        if len(marks) != len(self.epochs(metric)):
-            raise RunError(f"{path} is cut short: {len(marks)} marks for {len(self.epochs(metric))} epochs")
+        marks, epochs = np.fromfile(path, np.uint8), self.epochs(metric)
+        if len(marks) != len(epochs):
+            raise RunError(
+                f"{path} is damaged: {len(marks)} marks for {len(epochs)} epochs. Put the file back, or delete "
+                f"{metric}.* in this folder and lose its rows"
+            )
         return marks == 1
 
     def matrix(self, metric: str) -> Values:
         """All rows, float32 [e, n], memory-mapped; those that are not done hold nothing to rely on.
 
         Raises:
-            RunError: the file is missing, cut short or of another shape; names it and its last whole epoch.
+            RunError: the file is missing, cut short or of another shape; names it and its first lost epoch.
         """
-        epochs, path = self.epochs(metric), self.folder / f"{metric}.npy"
-        wanted = (len(epochs), len(self.ids))
-        try:
-            with open(path, "rb") as file:
-                shape, dtype, offset = _header(file)
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path} cannot be read ({error}); the values of {metric} are lost") from None
-        if shape != wanted or dtype != np.float32:
-            raise RunError(f"{path} has shape {shape} and type {dtype}, the block needs {wanted} and float32")
-        if (size := path.stat().st_size) < offset + 4 * wanted[0] * wanted[1]:
-            whole = (size - offset) // (4 * wanted[1]) if wanted[1] else 0
-            raise RunError(f"{path} is cut short: the row of epoch {epochs[max(whole, 0)]} and those after it are gone")
-        return np.memmap(path, np.float32, "r", offset, wanted) if all(wanted) else np.empty(wanted, np.float32)
+        epochs = self.epochs(metric).tolist()
+        return map_matrix(self._path(metric), (len(epochs), len(self.ids)), epochs)
 
     def rows(self, metric: str) -> dict[int, Values]:
         """The whole rows of a metric by epochs completed, each float32 [n], memory-mapped."""
-        matrix = self.matrix(metric)
-        return {int(e): matrix[i] for i, e in enumerate(self.epochs(metric)) if self.done(metric)[i]}
+        matrix, epochs = self.matrix(metric), self.epochs(metric).tolist()
+        return {epochs[i]: matrix[i] for i in np.flatnonzero(self.done(metric))}
 
     def is_written(self, metric: str, epochs_completed: int) -> bool:
         """Whether the row is there, marked or not yet."""
-        if metric in self._open and epochs_completed in self._open[metric][1]:
-            return True
-        if not (self.folder / f"{metric}.done").exists():
-            return False
-        here = self.epochs(metric) == epochs_completed
-        return bool((self.done(metric) & here).any())
+        opened = self._open.get(metric)
+        if opened is not None:
+            row = opened.rows.get(epochs_completed)
+            return row is not None and (row in opened.waiting or bool(opened.done[row]))
+        return self.has(metric) and bool(self.done(metric)[self.epochs(metric) == epochs_completed].any())
 
     def write(self, metric: str, epochs_completed: int, values: Values, epochs: Sequence[int] | None = None) -> None:
         """Write one row; it counts after the next `sync`.
@@ -164,85 +205,108 @@ class SampleBlock:
             epochs: the metric's row axis, if it is not the block's; taken the first time only.
 
         Raises:
-            RunError: the block has no such row.
+            RunError: the block has no such row, or the metric's file is damaged.
         """
-        if not (self.folder / f"{metric}.npy").exists():
-            self._make(metric, epochs)
-        axis = self.epochs(metric)
-        (place,) = np.flatnonzero(axis == epochs_completed)[:1] if (axis == epochs_completed).any() else (None,)
-        if place is None or values.shape != (len(self.ids),):
+        opened = self._open.get(metric) or self._begin(metric, epochs)
+        row = opened.rows.get(epochs_completed)
+        if row is None or values.shape != self.ids.shape:
             raise RunError(
-                f"{self.folder}/{metric}.npy has rows for the epochs {axis.tolist()} of {len(self.ids)} samples; "
+                f"{self._path(metric)} has rows for the epochs {list(opened.rows)} of {len(self.ids)} samples; "
                 f"epoch {epochs_completed} of {values.shape} does not fit. Use a folder of its own"
             )
-        if metric not in self._open:
-            self._open[metric] = (open(self.folder / f"{metric}.npy", "r+b"), [])  # noqa: SIM115 (until close)
-            self._unmark(metric, axis >= epochs_completed)
-        file, waiting = self._open[metric]
-        _, _, offset = _header(file)
-        file.seek(offset + 4 * int(place) * len(self.ids))
-        file.write(np.ascontiguousarray(values, np.float32).tobytes())
-        waiting.append(epochs_completed)
+        if opened.done[row]:
+            opened.done[row] = False
+            self._write_marks(metric, opened.done)
+        opened.file.write(row, values)
+        opened.waiting.add(row)
 
     def sync(self) -> None:
-        """Flush the rows written since the last time to the disk, then mark them."""
-        for metric, (file, waiting) in self._open.items():
-            if waiting:
-                file.flush()
-                os.fsync(file.fileno())
-                self._mark(metric, np.isin(self.epochs(metric), waiting), 1)
-                waiting.clear()
+        """Bring the rows written since the last time to the disk, then mark them."""
+        waiting = {metric: opened for metric, opened in self._open.items() if opened.waiting}
+        for opened in waiting.values():
+            opened.file.sync()
+        if any(opened.is_new for opened in waiting.values()):
+            self._small_files_to_disk()
+        for metric, opened in waiting.items():
+            opened.done[list(opened.waiting)] = True
+            self._write_marks(metric, opened.done)
+            opened.waiting.clear()
+            opened.is_new = False
 
     def close(self) -> None:
         """Mark what is written and close the files."""
         self.sync()
-        for file, _ in self._open.values():
-            file.close()
+        for opened in self._open.values():
+            opened.file.close()
         self._open = {}
 
     def cut_back(self, epochs_completed: int) -> None:
-        """Forget the rows after so many epochs: a resumed run writes them anew."""
+        """Forget the rows after so many epochs, and what a kill left unfinished: a resumed run writes them anew."""
+        for left in self.folder.glob(".*.tmp"):
+            left.unlink()
         for metric in self.metrics():
-            self._unmark(metric, self.epochs(metric) > epochs_completed)
+            done = self.done(metric)
+            kept = done & (self.epochs(metric) <= epochs_completed)
+            if (kept != done).any():
+                self._write_marks(metric, kept)
+
+    def array(self, name: str, mapped: bool = False) -> npt.NDArray:
+        """One of the small arrays: ids, labels, labels_trained, split, entry_task, epochs_completed.
+
+        Args:
+            name: its name.
+            mapped: leave it on the disk, to read a part of it.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        try:
+            return np.load(self.folder / f"{name}.npy", "r" if mapped else None, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise RunError(f"{self.folder}/{name}.npy cannot be read ({error}); the block is damaged") from None
+
+    def _path(self, metric: str) -> Path:
+        return self.folder / f"{metric}.npy"
+
+    def _marks(self, metric: str) -> Path:
+        return self.folder / f"{metric}.done"
+
+    def _begin(self, metric: str, epochs: Sequence[int] | None) -> _OpenMetric:
+        """Open a metric to write into, made if there is none."""
+        if not self.has(metric):
+            self._make(metric, epochs)
+        rows = {epoch: row for row, epoch in enumerate(self.epochs(metric).tolist())}
+        offset = find_rows(self._path(metric), (len(rows), len(self.ids)), list(rows))
+        file = MatrixFile(self._path(metric), offset, len(self.ids))
+        self._open[metric] = _OpenMetric(file, rows, self.done(metric))
+        return self._open[metric]
 
     def _make(self, metric: str, epochs: Sequence[int] | None) -> None:
         """A matrix of NaN and its marks; the marks come last, so a metric without them was never begun."""
         if epochs is not None and not np.array_equal(epochs, self.array("epochs_completed")):
             axis = np.asarray(epochs, np.int32)
             write_by(self.folder / f"{metric}.epochs.npy", lambda file: np.save(file, axis))
-        rows, columns = len(self.epochs(metric)), len(self.ids)
+        rows = len(self.epochs(metric))
+        make_matrix(self._path(metric), (rows, len(self.ids)))
         temporary = self.folder / f".{metric}.{os.getpid()}.tmp"
-        with open(temporary, "wb") as file:
-            npy.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (rows, columns)})
-            row = np.full(columns, np.nan, np.float32).tobytes()
-            for _ in range(rows):
-                file.write(row)
-        (self.folder / f"{metric}.done").write_bytes(bytes(rows))
-        os.replace(temporary, self.folder / f"{metric}.npy")
+        temporary.write_bytes(bytes(rows))
+        os.replace(temporary, self._marks(metric))
 
-    def _mark(self, metric: str, which: npt.NDArray[np.bool_], mark: int) -> None:
-        path = self.folder / f"{metric}.done"
-        with open(path, "r+b") as file:
-            for place in np.flatnonzero(which):
-                file.seek(int(place))
-                file.write(bytes([mark]))
+    def _write_marks(self, metric: str, done: npt.NDArray[np.bool_]) -> None:
+        with open(self._marks(metric), "r+b") as file:
+            file.write(done.astype(np.uint8).tobytes())
             file.flush()
-            os.fsync(file.fileno())
+            to_disk(file.fileno())
 
-    def _unmark(self, metric: str, which: npt.NDArray[np.bool_]) -> None:
-        if (self.done(metric) & which).any():
-            self._mark(metric, which, 0)
-
-    def array(self, name: str) -> npt.NDArray:
-        """One of the small arrays: ids, labels, labels_trained, split, entry_task, epochs_completed.
-
-        Raises:
-            RunError: it is missing or damaged.
-        """
-        try:
-            return np.load(self.folder / f"{name}.npy", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.folder}/{name}.npy cannot be read ({error}); the block is damaged") from None
+    def _small_files_to_disk(self) -> None:
+        """Bring what makes the rows readable to the disk: ids, labels, row axes, and the names of all files."""
+        paths = [path for path in self.folder.glob("*.npy") if path.stem in {*TYPES, "epochs_completed"}]
+        for path in [*paths, self.folder, self.folder.parent]:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 class SampleStore:
@@ -252,10 +316,12 @@ class SampleStore:
         """Use `folder`, which need not exist."""
         self.folder = folder
         self._current: tuple[int, SampleBlock] | None = None
+        self._read: SampleBlock | None = None
 
     def tasks(self) -> list[int]:
         """Tasks that have a block, ascending."""
-        return sorted(int(path.name.removeprefix("task_")) for path in self.folder.glob("task_*"))
+        names = (re.fullmatch(r"task_(\d{4,})", path.name) for path in self.folder.glob("task_*"))
+        return sorted(int(name[1]) for name in names if name)
 
     def block(self, task: int) -> SampleBlock:
         """The block of a task, to read.
@@ -263,11 +329,14 @@ class SampleStore:
         Raises:
             RunError: there is none.
         """
-        if not self._path(task).exists():
-            raise RunError(
-                f"{self.folder} has no per-sample values of task {task}; was a per-sample analysis selected?"
-            )
-        return SampleBlock(self._path(task))
+        path = self._path(task)
+        if self._read is None or self._read.folder != path:
+            if not path.exists():
+                raise RunError(
+                    f"{self.folder} has no per-sample values of task {task}; was a per-sample analysis selected?"
+                )
+            self._read = SampleBlock(path)
+        return self._read
 
     def metrics(self) -> list[str]:
         """Metrics of any block."""
@@ -277,18 +346,17 @@ class SampleStore:
         """The block of a task to write into, made if it is not there; the one of the task before is closed.
 
         Raises:
-            RunError: there is one of other samples.
+            RunError: there is one of other samples, or an id is there twice.
         """
-        if self._current is not None and self._current[0] == task:
-            return self._current[1]
-        self.close()
-        path = self._path(task)
-        if not path.exists():
-            _make_block(path, about, np.asarray(list(epochs), np.int32))
-        block = SampleBlock(path)
+        if self._current is None or self._current[0] != task:
+            self.close()
+            path = self._path(task)
+            if not path.exists():
+                _make_block(path, about, np.asarray(list(epochs), np.int32))
+            self._current, self._read = (task, SampleBlock(path)), None
+        block = self._current[1]
         if not np.array_equal(block.ids, about.ids):
-            raise RunError(f"{path} belongs to other samples than those of task {task}; use a folder of its own")
-        self._current = (task, block)
+            raise RunError(f"{block.folder} belongs to other samples than task {task} has; use a folder of its own")
         return block
 
     def sync(self) -> None:
@@ -303,9 +371,12 @@ class SampleStore:
             self._current = None
 
     def cut_back(self, epochs_completed: int) -> None:
-        """Forget what came after so many epochs."""
+        """Forget what came after so many epochs, and blocks that a kill left unfinished."""
+        self._read = None
+        for left in self.folder.glob(".task_*.tmp"):
+            shutil.rmtree(left)
         for task in self.tasks():
-            block = self.block(task)
+            block = SampleBlock(self._path(task))
             block.cut_back(epochs_completed)
             if not any(block.done(metric).any() for metric in block.metrics()):
                 shutil.rmtree(block.folder)
@@ -316,20 +387,26 @@ class SampleStore:
 
 def _make_block(path: Path, about: SampleLabels, epochs: npt.NDArray[np.int32]) -> None:
     """Write ids, labels and row axis into a folder that gets its name when it is whole."""
+    _refuse_repeated(about.ids, path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True, exist_ok=True)
-    for name in ("ids", *LABELS):
-        np.save(temporary / f"{name}.npy", getattr(about, name))
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name, kind in TYPES.items():
+        np.save(temporary / f"{name}.npy", np.asarray(getattr(about, name), kind))
     np.save(temporary / "epochs_completed.npy", epochs)
-    with contextlib.suppress(FileExistsError):
-        os.rename(temporary, path)
+    os.rename(temporary, path)
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Shape, type and offset of the data of an open .npy file."""
-    file.seek(0)
-    version = npy.read_magic(file)
-    if version != (1, 0):
-        raise ValueError(f"npy version {version}")
-    shape, _, dtype = npy.read_array_header_1_0(file)
-    return shape, dtype, file.tell()
+def _refuse_repeated(ids: Ids, path: Path) -> None:
+    if not _ascend(ids) and len(np.unique(ids)) != len(ids):
+        raise RunError(f"{path}: one id is given to several samples; per-sample values need ids of their own")
+
+
+def _ascend(ids: Ids) -> bool:
+    return bool((ids[1:] > ids[:-1]).all())
+
+
+def _as_slice(places: npt.NDArray[np.int64]) -> Place:
+    """The same as a slice, if they follow each other."""
+    follow = len(places) > 0 and places[-1] - places[0] + 1 == len(places) and _ascend(places)
+    return slice(int(places[0]), int(places[-1]) + 1) if follow else places

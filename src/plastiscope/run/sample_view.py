@@ -1,16 +1,36 @@
 """A metric over all tasks of a run, [epoch, sample]: assembled when read, never stored."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from plastiscope.error import RunError
-from plastiscope.run.sample_store import Ids, SampleBlock, SampleStore, Values
+from plastiscope.run.sample_store import Ids, Place, SampleBlock, SampleStore, Values
 
 SAMPLES_AT_ONCE = 65_536
 """Columns that a pass over the samples holds."""
+VALUES_AT_ONCE = 1 << 19
+"""Numbers in a piece, unless one row of it has more."""
+
+
+class Piece(NamedTuple):
+    """Rows of one task that follow each other, for those of some samples that the task has.
+
+    Attributes:
+        task: whose block they are from.
+        epochs: epochs completed of the rows, int32 [e].
+        where: places of the m samples among those asked for, ascending.
+        values: float32 [e, m].
+    """
+
+    task: int
+    epochs: npt.NDArray[np.int32]
+    where: Place
+    values: Values
 
 
 class SampleView:
@@ -21,23 +41,32 @@ class SampleView:
         ids: int64 [n], ascending: all samples of any block, or those asked for.
         epochs_completed: int32 [e], ascending: all whole rows.
         tasks: int32 [e], the task of each row.
+        missing: (task, epochs completed) of the rows that were to be written and are not: the run goes on, or was
+            stopped.
     """
 
-    def __init__(self, store: SampleStore, metric: str, ids: Ids | None = None) -> None:
-        """See `metric` of `store`.
+    def __init__(
+        self, store: SampleStore, metric: str, ids: Ids | None = None, tasks: Sequence[int] | None = None
+    ) -> None:
+        """See `metric` of `store`, for `ids` (None = all) and `tasks` (None = all).
 
         Raises:
-            RunError: no block has the metric; says which there are.
+            RunError: no block has the metric (says which there are), or `ids` do not ascend.
         """
-        self.metric = metric
-        self._blocks = {k: store.block(k) for k in store.tasks() if metric in store.block(k).metrics()}
-        if not self._blocks:
+        self.metric, self._store = metric, store
+        blocks = {k: store.block(k) for k in store.tasks() if tasks is None or k in tasks}
+        self._done = {k: b.done(metric) for k, b in blocks.items() if b.has(metric)}
+        if not self._done:
             there = ", ".join(store.metrics()) or "none"
             raise RunError(f"{store.folder} has no metric {metric}; there are: {there}")
-        self.ids = np.unique(np.concatenate([b.ids for b in self._blocks.values()])) if ids is None else ids
-        at = sorted((e, k) for k, block in self._blocks.items() for e in _done_epochs(block, metric))
+        if ids is not None and (ids[1:] <= ids[:-1]).any():
+            raise RunError(f"the ids asked of {store.folder} do not ascend; sort them and ask for each once")
+        self.ids = union(store.block(k).ids for k in self._done) if ids is None else ids
+        axes = {k: blocks[k].epochs(metric) for k in self._done}
+        at = sorted((e, k) for k, done in self._done.items() for e in axes[k][done].tolist())
         self.epochs_completed = np.array([e for e, _ in at], np.int32)
         self.tasks = np.array([k for _, k in at], np.int32)
+        self.missing = [(k, e) for k, done in self._done.items() for e in axes[k][~done].tolist()]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -46,23 +75,50 @@ class SampleView:
 
     @cached_property
     def values(self) -> Values:
-        """All of it, float32 [e, n]; large runs are read with `rows` and `slices` instead."""
-        rows = [row for _, _, row in self.rows(slice(None))]
-        return np.stack(rows) if rows else np.empty(self.shape, np.float32)
+        """All of it, float32 [e, n]; large runs are read with `pieces` and `slices` instead.
+
+        Raises:
+            RunError: it is larger than the memory of this machine.
+        """
+        size, memory = 4 * self.shape[0] * self.shape[1], os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if size > memory:
+            raise RunError(
+                f"{self.metric} of {self.shape[0]} epochs and {self.shape[1]} samples takes {size / 2**30:.0f} GiB, "
+                "more than the memory here; read it in parts with .slices() and .pieces()"
+            )
+        values = np.full(self.shape, np.nan, np.float32)
+        row_of = {at: i for i, at in enumerate(zip(self.tasks.tolist(), self.epochs_completed.tolist(), strict=True))}
+        for task, epochs, where, piece in self.pieces(slice(None)):
+            for epoch, row in zip(epochs.tolist(), piece, strict=True):
+                values[row_of[task, epoch], where] = row
+        return values
 
     def rows(self, samples: slice) -> Iterator[tuple[int, int, Values]]:
-        """(epochs completed, task, values float32 of `ids[samples]`), row by row in order."""
+        """(epochs completed, task, values float32 of `ids[samples]`), row by row, task by task."""
+        count = len(self.ids[samples])
+        for task, epochs, where, values in self.pieces(samples):
+            for epoch, measured in zip(epochs.tolist(), values, strict=True):
+                row = np.full(count, np.nan, np.float32)
+                row[where] = measured
+                yield epoch, task, row
+
+    def pieces(
+        self, samples: slice, epochs: npt.NDArray[np.int32] | None = None, task: int | None = None
+    ) -> Iterator[Piece]:
+        """What there is of `ids[samples]`, task by task, the rows of each in order.
+
+        Args:
+            samples: which.
+            epochs: rows to keep, by epochs completed; None = all whole rows. Never one that is not whole.
+            task: only its rows; None = all.
+        """
         ids = self.ids[samples]
-        places: dict[int, tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]] = {}
-        for epoch, task in zip(self.epochs_completed.tolist(), self.tasks.tolist(), strict=True):
-            if task not in places:
-                places = {task: _places(self._blocks[task].ids, ids)}
-                matrix = self._blocks[task].matrix(self.metric)
-                axis = self._blocks[task].epochs(self.metric).tolist()
-            known, columns = places[task]
-            row = np.full(len(ids), np.nan, np.float32)
-            row[known] = matrix[axis.index(epoch), columns]
-            yield epoch, task, row
+        for k, done in self._done.items():
+            if task in (None, k):
+                block = self._store.block(k)
+                axis = block.epochs(self.metric)
+                rows = np.flatnonzero(done if epochs is None else done & np.isin(axis, epochs))
+                yield from _cut(block, self.metric, k, rows, *block.find(ids))
 
     def slices(self, size: int = SAMPLES_AT_ONCE) -> Iterator[slice]:
         """The samples in order, `size` at a time, for passes that hold no more than so many columns."""
@@ -70,16 +126,26 @@ class SampleView:
             yield slice(start, min(start + size, len(self.ids)))
 
 
-def _done_epochs(block: SampleBlock, metric: str) -> list[int]:
-    return block.epochs(metric)[block.done(metric)].tolist()
+def union(some: Iterable[Ids], at_once: int = 1 << 21) -> Ids:
+    """All ids, ascending, each once; holds no more than `at_once` beside the result and the largest of `some`."""
+    waiting: list[Ids] = []
+    for ids in some:
+        waiting.append(ids)
+        if len(waiting) > 2 and sum(map(len, waiting[1:])) > at_once:
+            waiting = [np.unique(np.concatenate(waiting))]
+    if len(waiting) == 1 and (waiting[0][1:] > waiting[0][:-1]).all():
+        return waiting[0]
+    return np.unique(np.concatenate(waiting)) if waiting else np.empty(0, np.int64)
 
 
-def _places(own: Ids, wanted: Ids) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
-    """Which of `wanted` a block has, bool [n], and their columns there."""
-    if len(own) == 0 or len(wanted) == 0:
-        return np.zeros(len(wanted), np.bool_), np.empty(0, np.int64)
-    order = np.argsort(own, kind="stable")
-    place = np.minimum(np.searchsorted(own, wanted, sorter=order), len(own) - 1)
-    columns = order[place]
-    known = own[columns] == wanted
-    return known, columns[known]
+def _cut(
+    block: SampleBlock, metric: str, task: int, rows: npt.NDArray[np.int64], where: Place, columns: Place
+) -> Iterator[Piece]:
+    """Some rows and columns of a block, so many rows at once that a piece stays small."""
+    matrix, axis = block.matrix(metric), block.epochs(metric)
+    count = columns.stop - columns.start if isinstance(columns, slice) else len(columns)
+    size = max(1, VALUES_AT_ONCE // max(count, 1))
+    for start in range(0, len(rows), size):
+        some = rows[start : start + size]
+        values = matrix[:, columns][some] if isinstance(columns, slice) else matrix[np.ix_(some, columns)]
+        yield Piece(task, axis[some], where, np.asarray(values))
