@@ -66,7 +66,7 @@ class LossDynamics(ActiveSum):
         super().__init__(samples, epochs)
         self.first = first
         self._weighted, self._head = np.zeros(samples), np.zeros(samples)
-        self._last = np.full(samples, np.nan, np.float32)
+        self._last = np.full(samples, np.nan)
         self._mean, self._squares = np.zeros(samples), np.zeros(samples)
 
     def add(self, values: npt.NDArray, where: Where = EVERYONE, weights: npt.NDArray | None = None) -> None:
@@ -103,7 +103,7 @@ class LossDynamics(ActiveSum):
         return np.where(self.count >= (self.first or 1), self._head, np.nan)
 
     @property
-    def loss_final(self) -> npt.NDArray[np.float32]:
+    def loss_final(self) -> Floats:
         """See the function of this name."""
         return self._last
 
@@ -235,7 +235,7 @@ def csl_task(losses: npt.ArrayLike, tasks: npt.ArrayLike) -> dict[int, Floats]:
 
 def loss_final(losses: npt.ArrayLike) -> Floats:
     """Loss in the last active epoch, [N]."""
-    return of_losses(losses).loss_final.astype(np.float64)
+    return of_losses(losses).loss_final
 
 
 def confidence(losses: npt.ArrayLike) -> Floats:
@@ -344,12 +344,12 @@ def ratio(total: npt.NDArray, count: npt.NDArray) -> Floats:
 
 
 def _rows(values: npt.ArrayLike) -> npt.NDArray:
-    """The matrix as floats.
+    """The matrix as floats, row by row in memory, so that sums add the rows in their order.
 
     Raises:
         DataError: it is no matrix, or has no row.
     """
-    rows = np.asarray(values)
+    rows = np.asarray(values, order="C")
     if rows.ndim != 2 or len(rows) == 0:
         raise DataError(f"values of shape {rows.shape} are not [epochs, samples] with one epoch or more")
     return rows if rows.dtype.kind == "f" else rows.astype(np.float64)

@@ -198,7 +198,7 @@ def _norms(norms: npt.ArrayLike) -> npt.NDArray:
     Raises:
         DataError: it is no matrix, has no row, or holds a negative number.
     """
-    rows = np.asarray(norms)
+    rows = np.asarray(norms, order="C")
     if rows.ndim != 2 or len(rows) == 0:
         raise DataError(f"norms of shape {rows.shape} are not [epochs, samples] with one epoch or more")
     if (rows < 0).any():

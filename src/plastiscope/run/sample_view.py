@@ -148,4 +148,4 @@ def _cut(
     for start in range(0, len(rows), size):
         some = rows[start : start + size]
         values = matrix[:, columns][some] if isinstance(columns, slice) else matrix[np.ix_(some, columns)]
-        yield Piece(task, axis[some], where, np.asarray(values))
+        yield Piece(task, axis[some], where, np.asarray(values, order="C"))
