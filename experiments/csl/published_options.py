@@ -43,17 +43,17 @@ def add_strict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strict", action="store_true", help="refuse what the published command passes over")
 
 
-def add_scoring_options(parser: argparse.ArgumentParser, batch_size: int = 256) -> None:
+def add_scoring_options(parser: argparse.ArgumentParser, normalization: str) -> None:
     """--batch_size, --num_workers, --device, --normalization: how checkpoints are scored."""
-    parser.add_argument("--batch_size", type=int, default=batch_size)
-    parser.add_argument(
-        "--num_workers", type=int, default=4, help="accepted; the images lie in memory, no worker is used"
-    )
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--num_workers", type=int, default=4, help="accepted and unused: the images lie in memory")
     parser.add_argument("--device", default="auto", help="auto takes a CUDA device if there is one")
     parser.add_argument(
-        "--normalization", choices=("lop", "csl_mem"), default=None,
-        help="mean and std of the images: of the incremental study, or of the noisy-label study (by the network)",
-    )  # fmt: skip
+        "--normalization",
+        choices=("lop", "csl_mem"),
+        default=normalization,
+        help="mean and std of the images, as in incremental CIFAR or as in the noisy-label study",
+    )
 
 
 def find_files(options: argparse.Namespace, folder: Path) -> LossFiles:

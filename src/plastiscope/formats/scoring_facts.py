@@ -11,6 +11,9 @@ from typing import Any
 from plastiscope.error import RunError
 from plastiscope.run.storage import read_json, write_json
 
+_SCORED = "scored"
+"""Key of the epochs that are complete."""
+
 
 def facts_path(folder: Path, dataset: str, run_idx: int | None = None, noise_level: float | None = None) -> Path:
     """Where the facts about one run's files stand: scoring_{dataset}[_run{r}_noise_{z}].json."""
@@ -37,7 +40,7 @@ def claim(path: Path, facts: dict[str, Any], origin: Sequence[str], outputs: Ite
         RunError: the folder has files of another run under these names, or of an unknown one.
     """
     before = read_facts(path)
-    there = next((output for output in outputs if output.exists()), None)
+    there = next((output for output in [*outputs, *_scored_files(path, before)] if output.exists()), None)
     if there is not None and not before:
         raise RunError(
             f"{there} is there and no {path.name} says of which run; it is not overwritten: move it, or "
@@ -50,4 +53,27 @@ def claim(path: Path, facts: dict[str, Any], origin: Sequence[str], outputs: Ite
                 "move it, or write elsewhere."
             )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, facts)
+    write_json(path, facts | {_SCORED: before.get(_SCORED, {}) if there is not None else {}})
+
+
+def note_scored(path: Path, epoch: int, checkpoint: Path, main_file: Path) -> None:
+    """Say that an epoch is complete: all its files are written, from the checkpoint as it is now."""
+    facts = read_facts(path)
+    scored = facts.get(_SCORED, {}) | {str(epoch): {"checkpoint": _stamp(checkpoint), "file": main_file.name}}
+    write_json(path, facts | {_SCORED: scored})
+
+
+def is_scored(path: Path, epoch: int, checkpoint: Path) -> bool:
+    """Whether an epoch is complete and its checkpoint has not changed since; call after `claim`."""
+    entry = read_facts(path).get(_SCORED, {}).get(str(epoch))
+    return entry is not None and entry["checkpoint"] == _stamp(checkpoint) and (path.parent / entry["file"]).exists()
+
+
+def _scored_files(path: Path, facts: dict[str, Any]) -> list[Path]:
+    return [path.parent / entry["file"] for entry in facts.get(_SCORED, {}).values()]
+
+
+def _stamp(checkpoint: Path) -> list[int]:
+    """Size and time of a file: they change when it is written anew."""
+    stat = checkpoint.stat()
+    return [stat.st_size, stat.st_mtime_ns]

@@ -1,0 +1,52 @@
+"""CSL and learning time from loss files or straight from snapshots, under the published name and options.
+
+python experiments/csl/csl_pipeline.py --source model_parameters --results_dir results/base --data_path data
+    --end_epoch 4000
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from compute_csl import add_aggregation_options, aggregate
+from published_options import find_files, kept_epochs, run
+from score_incremental_cifar_loss import add_results_options, score_snapshots, snapshots
+
+from plastiscope.error import DataError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the options, score if asked to, aggregate."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--source", choices=("per_samples", "model_parameters"), default="per_samples")
+    parser.add_argument("--input_dir", type=Path, default=None, help="of loss files; ./results/per_sample_losses")
+    add_aggregation_options(parser)
+    parser.add_argument("--epoch_step", type=int, default=None, help="1 for per_samples; the snapshots there are")
+    add_results_options(parser, required=False)
+    parser.add_argument("--per_sample_out_dir", type=Path, default=None, help="results_dir/per_sample_losses_inc")
+    options = parser.parse_args(arguments)
+    from_losses(options) if options.source == "per_samples" else from_snapshots(options)
+
+
+def from_losses(options: argparse.Namespace) -> None:
+    """What compute_csl does."""
+    options.epoch_step = 1 if options.epoch_step is None else options.epoch_step
+    folder = options.input_dir or Path("./results/per_sample_losses")
+    files = find_files(options, folder)
+    kept = kept_epochs(list(files.losses), options, folder, gap_is_error=options.strict)
+    aggregate(files, kept, options, {"input_dir": str(folder), "source": options.source})
+
+
+def from_snapshots(options: argparse.Namespace) -> None:
+    """Score the snapshots found between start and end, or exactly those of the grid if a step is given."""
+    for name in ("results_dir", "data_path"):
+        if getattr(options, name) is None:
+            raise DataError(f"--source model_parameters needs --{name}.")
+    checkpoints = snapshots(options)
+    kept = kept_epochs(checkpoints.epochs(), options, checkpoints.folder, gap_is_error=True)
+    folder = score_snapshots(options, checkpoints, kept, options.per_sample_out_dir)
+    aggregate(find_files(options, folder), kept, options, {"input_dir": str(folder), "source": options.source})
+
+
+if __name__ == "__main__":
+    run(main)
