@@ -38,7 +38,7 @@ from plastiscope.measure.keyed import named_seed
 from plastiscope.net.units import UnitDescription
 from plastiscope.run.processes import Processes
 from plastiscope.run.sample_store import SampleSettings, SampleStore
-from plastiscope.run.snapshots import Snapshots
+from plastiscope.run.snapshots import SavedWeights
 from plastiscope.task_shift_mode.task import Task, TaskShift
 
 Numbers = dict[str, float]
@@ -81,6 +81,7 @@ class Context:
         sample_store: per-sample values of the run.
         sample_settings: which samples they are kept of.
         checkpoints: None in training; in a replay the epochs completed of all weights that are walked.
+        weights_digest: in a replay, of the saved weights under the look; names the parts of a shared piece of work.
         processes: who shares the work of an analysis; alone in training.
         batch_index, num_batches: position in the epoch; valid in batch events.
         batch, losses, logits: of the step, from before the update; valid in on_batch_end.
@@ -100,7 +101,7 @@ class Context:
     batch_size: int
     run_folder: Path
     arch: str
-    snapshots: Snapshots
+    snapshots: SavedWeights
     task: Task | None = None
     epoch: int = 0
     epochs_completed: int = 0
@@ -115,6 +116,7 @@ class Context:
     sample_store: SampleStore
     sample_settings: SampleSettings = field(default_factory=SampleSettings)
     checkpoints: tuple[int, ...] | None = None
+    weights_digest: str = ""
     processes: Processes = field(default_factory=Processes)
     learner_resets_head: bool = False
     data_name: str = "data"
@@ -164,6 +166,8 @@ class Context:
 class Callback:
     """Base of everything that listens; an analysis is one. Override the events you need.
 
+    The same events fire when saved weights are looked at instead (replay.py), but for those within an epoch.
+
     A subclass is a `@dataclass(kw_only=True)` of its settings, as its YAML lists them. Events return the numbers to
     log, or None. State that must survive a resume goes through `state_dict` (tensors, numbers, strings, containers);
     an event replaces such values, it does not change them in place.
@@ -171,6 +175,12 @@ class Callback:
 
     name: str = ""
     """Key of the analysis in the config, set when it is built."""
+    shared_events: tuple[str, ...] = ()
+    """In a replay with several processes: the events that fire in all of them, because work is shared out in them."""
+
+    def needs_training(self) -> str:
+        """Why saved weights are not enough, such as "records the steps; leave it out"; "" when they are."""
+        return ""
 
     def on_run_begin(self, context: Context) -> Numbers | None:
         """The network as initialised; called once, not again on a resume."""

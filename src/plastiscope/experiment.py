@@ -1,8 +1,7 @@
-"""One run, from its plan to its finished folder: seed, build, resume, train, status, clean-up."""
+"""One run, from its plan to its finished folder: seed, build, resume, train or replay, status, clean-up."""
 
 import contextlib
 import errno
-import json
 import platform
 import subprocess
 import sys
@@ -21,20 +20,25 @@ from plastiscope.data.samples import DataSet
 from plastiscope.error import ConfigError, RunError
 from plastiscope.event import Context
 from plastiscope.learner.learner import Learner, Reset
+from plastiscope.loop import Loop
 from plastiscope.measure.keyed import named_seed
 from plastiscope.net.describe import describe
+from plastiscope.replay import Replay, refuse_training
+from plastiscope.run.checkpoint import Checkpoints
 from plastiscope.run.folder import FolderLock
 from plastiscope.run.generators import seed_generators
 from plastiscope.run.journal import Journal
+from plastiscope.run.processes import Processes, join_processes, leave_processes
 from plastiscope.run.progress import Progress
 from plastiscope.run.sample_store import SampleStore
 from plastiscope.run.signals import Preempted
-from plastiscope.run.snapshots import Snapshots
+from plastiscope.run.snapshots import SavedWeights
 from plastiscope.run.status import State, read_status, write_status
 from plastiscope.run.storage import read_json, write_atomic, write_json
 from plastiscope.run.wandb_sink import WandbSink
 from plastiscope.selection import BestWeights, Selection
 from plastiscope.settings import RESUMABLE
+from plastiscope.source import Source, check_data, open_source, with_class_order
 from plastiscope.task_shift_mode.task import TaskShift
 from plastiscope.trainer import Trainer
 
@@ -42,7 +46,9 @@ SCHEMA_VERSION = 1
 
 
 def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
-    """Train `plan` in `folder`, or go on where the folder stands.
+    """Train `plan` in `folder`, or walk the saved weights that `replay.folder` names; go on where the folder stands.
+
+    Under torchrun or srun the processes share a replay out; the first one writes.
 
     Raises:
         PlastiscopeError: what the user can mend; the status says `failed` if the run had begun.
@@ -51,9 +57,29 @@ def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
     stored = read_json(folder / "run.json")
     if stored is None and (folder / "run.json").exists():
         raise RunError(f"{folder}/run.json is damaged; put it back, or start in another folder (hydra.run.dir=...)")
+    processes = Processes()
+    if plan.settings.replay.folder is not None:
+        plan = with_class_order(plan)
+        refuse_training(plan.analyses)
     if stored is not None and _finished(plan, folder):
         print(f"{folder} is done already ({plan.settings.num_tasks} tasks); nothing to do. Raise num_tasks to go on.")
         return
+    if plan.settings.replay.folder is not None:
+        processes = join_processes()
+    try:
+        if processes.is_first:
+            _run_first(plan, folder, overrides or [], stored, processes)
+        else:
+            _follow(plan, folder, processes)
+    finally:
+        if processes.world > 1:
+            leave_processes()
+
+
+def _run_first(
+    plan: Plan, folder: Path, overrides: list[str], stored: dict[str, Any] | None, processes: Processes
+) -> None:
+    """All of a run, but for what other processes of a replay do."""
     threads_before = torch.get_num_threads()
     device = choose_device(plan.settings.device)
     lock = journal = None
@@ -61,16 +87,23 @@ def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
         torch.set_num_threads(1)  # so that statistics of the data do not depend on the machine
         data, shift = load_tasks(plan, device)
         learner = make_learner(plan, shift, data, device)
-        _set_threads(plan, stored, learner.net, threads_before)
-        _check_data(stored, data, folder)
+        source = open_source(plan, data, learner.units.head) if plan.settings.replay.folder else None
+        _set_threads(plan, stored or (None if source is None else source.about), learner.net, threads_before)
+        check_data(stored, data, folder)
         lock = FolderLock(folder)
         write_status(folder, State.running, error=None)
         (folder / "traceback.txt").unlink(missing_ok=True)
-        _write_identity(plan, folder, data, shift.outputs, learner, device, overrides or [], stored)
+        _write_identity(plan, folder, data, shift.outputs, learner, device, overrides, stored, source)
         journal = Journal(folder, plan.settings.snapshots, plan.settings.checkpoint_every_s, _identity_hash(plan))
-        trainer = _trainer(plan, shift, learner, journal, folder)
-        _resume(plan, trainer, journal)
-        trainer.run()
+        loop: Loop
+        if source is None:
+            loop = _trainer(plan, shift, learner, journal, folder)
+        else:
+            loop = _replay(plan, shift, learner, source, processes, journal, folder)
+        _resume(plan, loop, journal)
+        processes.barrier()  # the folder is ready: the others read where we are
+        processes.barrier()
+        loop.run()
         _draw(folder)
         write_status(folder, State.done, num_tasks=plan.settings.num_tasks)
         journal.say(f"done: {folder}")
@@ -160,7 +193,7 @@ def make_learner(plan: Plan, shift: TaskShift, data: DataSet, device: torch.devi
 
 
 def make_context(
-    plan: Plan, shift: TaskShift, learner: Learner, snapshots: Snapshots, samples: SampleStore, folder: Path
+    plan: Plan, shift: TaskShift, learner: Learner, snapshots: SavedWeights, samples: SampleStore, folder: Path
 ) -> Context:
     """What the callbacks of a run in `folder` see, before its first task."""
     settings = plan.settings
@@ -198,22 +231,65 @@ def _trainer(plan: Plan, shift: TaskShift, learner: Learner, journal: Journal, f
     )
 
 
-def _resume(plan: Plan, trainer: Trainer, journal: Journal) -> None:
+def _replay(
+    plan: Plan,
+    shift: TaskShift,
+    learner: Learner,
+    source: Source,
+    processes: Processes,
+    journal: Journal | None,
+    folder: Path,
+) -> Replay:
+    context = make_context(plan, shift, learner, source.checkpoints, SampleStore(folder / "samples"), folder)
+    context.checkpoints, context.processes = source.walked, processes
+    if journal is not None:
+        context.sample_store = journal.samples
+    return Replay(
+        learner=learner,
+        context=context,
+        callbacks=plan.analyses,
+        journal=journal,  # type: ignore[arg-type]  # only the first process keeps one
+        checkpoints=source.checkpoints,
+        eval_every=plan.settings.eval_every,
+        share=plan.settings.replay.share,
+    )
+
+
+def _follow(plan: Plan, folder: Path, processes: Processes) -> None:
+    """What the processes beside the first do in a replay: score their share of the samples."""
+    threads_before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        device = choose_device(plan.settings.device)
+        data, shift = load_tasks(plan, device)
+        learner = make_learner(plan, shift, data, device)
+        source = open_source(plan, data, learner.units.head)
+        processes.barrier()  # the first one has made the folder
+        torch.set_num_threads(read_json(folder / "run.json")["threads"])
+        replay = _replay(plan, shift, learner, source, processes, None, folder)
+        loaded = Checkpoints(folder / "checkpoint").load()
+        if loaded is not None:
+            replay.load_state_dict(loaded[0])
+        processes.barrier()  # it writes no checkpoint before all have read the last one
+        replay.follow()
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+def _resume(plan: Plan, loop: Loop, journal: Journal) -> None:
     """Take up the newest checkpoint, if there is one; open progress and mirror."""
     loaded = journal.load_checkpoint()
     if loaded is not None:
         state, warning = loaded
-        trainer.load_state_dict(state)
-        at = trainer.position
+        loop.load_state_dict(state)
         if warning:
             print(warning, file=sys.stderr)
-        print(f"going on at task {at.task}, epoch {at.epoch}, batch {at.batch}", flush=True)
+        print(f"going on at {loop.where()}", flush=True)
     if plan.settings.use_wandb:
         journal.wandb = WandbSink(journal.folder, plan.settings.wandb, plan.config, journal.past_rows())
         if journal.wandb.note:
             print(journal.wandb.note, flush=True)
-    total = plan.settings.num_tasks * plan.settings.epochs
-    done = trainer.position.task * plan.settings.epochs + trainer.position.epoch
+    done, total = loop.progress
     journal.progress = Progress(total, done, plan.settings.verbose)
 
 
@@ -236,20 +312,6 @@ def _finished(plan: Plan, folder: Path) -> bool:
 def _identity_hash(plan: Plan) -> str:
     """Hash of all settings that a run may not change as it goes on."""
     return config_hash({key: value for key, value in plan.config.items() if key not in RESUMABLE})
-
-
-def _check_data(stored: dict[str, Any] | None, data: DataSet, folder: Path) -> None:
-    """Refuse to go on with other data than the run began with.
-
-    Raises:
-        RunError: counts, labels, ids or normalisation differ.
-    """
-    other = [] if stored is None else differences(json.loads(json.dumps(data.description)), stored.get("data"))
-    if other:
-        raise RunError(
-            f"the data are not those that the run in {folder} began with (different: {', '.join(other)}); "
-            "put the old files back, or start anew in another folder (hydra.run.dir=...)"
-        )
 
 
 def _set_threads(plan: Plan, stored: dict[str, Any] | None, net: nn.Module, torchs_choice: int) -> None:
@@ -275,6 +337,7 @@ def _write_identity(
     device: torch.device,
     overrides: list[str],
     stored: dict[str, Any] | None,
+    source: Source | None = None,
 ) -> None:
     """config.yaml, and run.json with all that tells the run from others; on a resume only what may change."""
     write_atomic(folder / "config.yaml", to_yaml(plan.config).encode())
@@ -294,6 +357,8 @@ def _write_identity(
         "parameters": sum(p.numel() for p in learner.net.parameters()),
         "units": learner.units.num_units,
     }
+    if source is not None:
+        identity = {**identity, "replay_of": source.identity(folder)}
     write_json(folder / "run.json", {**identity, "device": str(device), "config_hash": _identity_hash(plan)})
 
 

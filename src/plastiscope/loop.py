@@ -38,6 +38,23 @@ class Loop:
                 self.journal.preempted()
                 self.journal.stop.pass_on()
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Epochs that are done, and all of them."""
+        raise NotImplementedError
+
+    def where(self) -> str:
+        """The place at which the loop goes on, for people."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of the state: tensors, numbers, strings and containers."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        raise NotImplementedError
+
     def _run(self) -> None:
         raise NotImplementedError
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from plastiscope.error import require
+from plastiscope.replay import ReplaySettings
 from plastiscope.run.journal import SnapshotSettings
 from plastiscope.run.sample_store import SampleSettings
 from plastiscope.run.wandb_sink import WandbSettings
@@ -37,6 +38,7 @@ class Settings:
     wandb: WandbSettings = field(default_factory=WandbSettings)
     snapshots: SnapshotSettings = field(default_factory=SnapshotSettings)
     samples: SampleSettings = field(default_factory=SampleSettings)
+    replay: ReplaySettings = field(default_factory=ReplaySettings)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -80,6 +80,16 @@ class Trainer(Loop):
     task_begin_row: Numbers | None = None
     begun: bool = False
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Epochs that are done, and all of them."""
+        epochs = self.context.epochs
+        return self.position.task * epochs + self.position.epoch, self.context.num_tasks * epochs
+
+    def where(self) -> str:
+        """The place at which the run goes on, for people."""
+        return f"task {self.position.task}, epoch {self.position.epoch}, batch {self.position.batch}"
+
     def _run(self) -> None:
         context = self.context
         self._listen()

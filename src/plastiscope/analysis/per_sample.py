@@ -37,6 +37,8 @@ class SampleAnalysis(Analysis):
     initial: bool = False
     """Also score the network as it is before any training, epoch 0."""
 
+    shared_events = ("on_task_begin", "on_epoch_end")
+
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
@@ -107,8 +109,9 @@ class SampleAnalysis(Analysis):
         return share_out(folder, len(parts), compute, context.processes)
 
     def parts_folder(self, context: Context) -> Path:
-        """Where finished parts of a shared look wait for the others."""
-        return context.run_folder / "parts" / f"{self.name}_epoch_{context.epochs_completed:06d}"
+        """Where finished parts of a shared look wait for the others; those of other weights are not taken for them."""
+        weights = context.weights_digest[:16]
+        return context.run_folder / "parts" / f"{self.name}_epoch_{context.epochs_completed:06d}_{weights}"
 
     def record(self, context: Context, values: Mapping[str, Values], epochs: Sequence[int] | None = None) -> Numbers:
         """Write one row of each metric and return the means of each subset over the samples that have a value.

@@ -19,6 +19,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -93,6 +94,25 @@ class CheckpointFolder:
     def __init__(self, folder: Path, layout: Layout, files: Mapping[int, Sequence[_File]]) -> None:
         """See `find_checkpoints`."""
         self.folder, self.layout, self._files = folder, layout, files
+        self._head, self._class_order = "", [0]
+
+    def presented(self, head: str, class_order: Sequence[int]) -> "CheckpointFolder":
+        """The same checkpoints, output j standing for the j-th class presented wherever outputs stand for classes.
+
+        Args:
+            head: path of the module that gives the outputs.
+            class_order: classes in the order of presentation, all or the first ones.
+        """
+        other = CheckpointFolder(self.folder, self.layout, self._files)
+        if self.outputs_are_classes:
+            other._head, other._class_order = head, list(class_order)
+        return other
+
+    @property
+    def class_order_files(self) -> list[Path]:
+        """Where published results keep the order of the classes, beside their checkpoints."""
+        indices = {file.about["index"] for files in self._files.values() for file in files if "index" in file.about}
+        return [self.folder.parent / "class_order" / f"index-{index}.npy" for index in sorted(indices)]
 
     @property
     def outputs_are_classes(self) -> bool:
@@ -129,7 +149,8 @@ class CheckpointFolder:
         Raises:
             RunError: there is none, it holds code, or it is no state dict.
         """
-        return read_state(self.path(epochs_completed))
+        state = read_state(self.path(epochs_completed))
+        return by_presentation(state, self._head, self._class_order) if self._head else state
 
 
 def find_checkpoints(folder: Path, layout: Layout = Layout.auto, wanted: Wanted | None = None) -> CheckpointFolder:
@@ -229,11 +250,27 @@ def by_presentation(state: Mapping[str, Tensor], head: str, class_order: Sequenc
     Args:
         state: of the checkpoint.
         head: path of the module that gives the outputs.
-        class_order: classes in the order of presentation, all of them.
+        class_order: classes in the order of presentation; those that are not presented come last.
     """
-    rows = torch.tensor(class_order)
-    own = {f"{head}.weight", f"{head}.bias"}
-    return {key: tensor[rows] if key in own else tensor for key, tensor in state.items()}
+    parts = {key: state[key] for key in (f"{head}.weight", f"{head}.bias") if key in state}
+    rows = {key: [*class_order, *sorted(set(range(len(part))) - set(class_order))] for key, part in parts.items()}
+    return {**state, **{key: part[rows[key]] for key, part in parts.items()}}
+
+
+def read_class_order(file: Path) -> list[int]:
+    """Classes in the order of presentation.
+
+    Raises:
+        RunError: the file is no .npy of distinct whole numbers.
+    """
+    try:
+        order = np.load(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} cannot be read as an order of classes ({str(error).splitlines()[0]})") from None
+    order = np.asarray(order).ravel()
+    if len(order) == 0 or len(np.unique(order)) != len(order) or not np.array_equal(order, order.astype(np.int64)):
+        raise RunError(f"{file} is no order of classes: it must hold distinct whole numbers")
+    return order.astype(np.int64).tolist()
 
 
 def _matches(layout: Layout, names: Sequence[str]) -> bool:

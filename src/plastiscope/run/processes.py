@@ -7,6 +7,7 @@ a killed process had done stays, and the next start computes only what is missin
 """
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,25 +23,48 @@ from plastiscope.run.storage import write_by
 Part = dict[str, npt.NDArray]
 """Arrays by name."""
 
+TO_MEET = timedelta(minutes=10)
+"""How long a process waits for the others to start."""
+TO_WAIT = timedelta(hours=4)
+"""How long it waits at a barrier for others that live; those that die are noticed at once, by their closed socket."""
+
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that work together; alone by default."""
+    """This process among those that work together; alone by default.
+
+    Attributes:
+        rank, world: which process of how many.
+        is_ahead: it computes all parts of a piece of work by itself, waits for nobody and leaves the parts where they
+            are: for those who will want them later.
+    """
 
     rank: int = 0
     world: int = 1
+    is_ahead: bool = False
 
     @property
     def is_first(self) -> bool:
         """Whether this process writes what only one may write."""
-        return self.rank == 0
+        return self.rank == 0 and not self.is_ahead
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
-        if self.world > 1:
-            import torch.distributed
+        """Wait until every process is here.
 
+        Raises:
+            RunError: one of them has stopped.
+        """
+        if self.world == 1 or self.is_ahead:
+            return
+        import torch.distributed
+
+        try:
             torch.distributed.barrier()
+        except RuntimeError as error:
+            raise RunError(
+                f"process {self.rank} of {self.world}: another process stopped, its own message says why "
+                f"({str(error).splitlines()[0][:120]}). What is finished is kept: start the same command again"
+            ) from None
 
 
 def join_processes(environment: Mapping[str, str] = os.environ) -> Processes:
@@ -49,28 +73,56 @@ def join_processes(environment: Mapping[str, str] = os.environ) -> Processes:
     Raises:
         RunError: they do not find each other.
     """
-    rank = environment.get("RANK", environment.get("SLURM_PROCID", "0"))
-    world = int(environment.get("WORLD_SIZE", environment.get("SLURM_NTASKS", "1")))
-    if world == 1:
+    found = _place(environment)
+    if found is None:
         return Processes()
+    rank, world, address, port = found
     import torch.distributed
 
     if not torch.distributed.is_initialized():
-        address = environment.get("MASTER_ADDR", environment.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
-        port = environment.get("MASTER_PORT", str(20_000 + int(environment.get("SLURM_JOB_ID", "0")) % 20_000))
         try:
-            torch.distributed.init_process_group(
-                "gloo",
-                init_method=f"tcp://{address}:{port}",
-                rank=int(rank),
-                world_size=world,
-                timeout=timedelta(hours=12),
-            )
+            url = f"tcp://{address}:{port}"
+            store, _, _ = next(torch.distributed.rendezvous(url, rank, world, timeout=TO_MEET))
+            torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=TO_WAIT)
         except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
             raise RunError(
-                f"process {rank} of {world} does not find the others at {address}:{port} ({error})"
+                f"process {rank} of {world} does not find the others at {address}:{port} ({reason}); "
+                "were all of them started, and is the port free?"
             ) from None
-    return Processes(int(rank), world)
+    return Processes(rank, world)
+
+
+def leave_processes() -> None:
+    """Close the connections that `join_processes` opened."""
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _place(environment: Mapping[str, str]) -> tuple[int, int, str, int] | None:
+    """Rank, number of processes, address and port of the first one; None for a process on its own.
+
+    Of SLURM only what srun itself sets counts: in a batch script SLURM_NTASKS speaks of processes that srun may start.
+    """
+    if int(environment.get("WORLD_SIZE", "1")) > 1 and "RANK" in environment:
+        address, port = environment.get("MASTER_ADDR", "127.0.0.1"), int(environment.get("MASTER_PORT", "29500"))
+        return int(environment["RANK"]), int(environment["WORLD_SIZE"]), address, port
+    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in environment:
+        one_node = environment.get("SLURM_STEP_NUM_NODES", "1") == "1"
+        address = "127.0.0.1" if one_node else first_host(environment.get("SLURM_STEP_NODELIST", ""))
+        job, step = (int(environment.get(f"SLURM_{name}", "0")) for name in ("JOB_ID", "STEP_ID"))
+        port = int(environment.get("MASTER_PORT", 20_000 + (31 * job + step) % 20_000))
+        address = environment.get("MASTER_ADDR", address)
+        return int(environment["SLURM_PROCID"]), int(environment["SLURM_STEP_NUM_TASKS"]), address, port
+    return None
+
+
+def first_host(hosts: str) -> str:
+    """The first of SLURM's list of hosts, such as "gpu003" of "gpu[003-005,9],login1"."""
+    name, numbers = re.match(r"([^,\[]*)(?:\[([0-9]+))?", hosts).groups(default="")  # type: ignore[union-attr]
+    return f"{name}{numbers}"
 
 
 def share_out(folder: Path, parts: int, compute: Callable[[int], Part], processes: Processes) -> list[Part]:
@@ -84,13 +136,16 @@ def share_out(folder: Path, parts: int, compute: Callable[[int], Part], processe
 
     Returns:
         All parts in order, in every process.
+
+    Raises:
+        RunError: a part cannot be read, or another process has stopped.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"part_{i:05d}_of_{parts:05d}.npz" for i in range(parts)]
-    for i in range(processes.rank, parts, processes.world):
-        if not paths[i].exists():
-            part = compute(i)
-            write_by(paths[i], lambda file, part=part: np.savez(file, **part))  # type: ignore[misc]
+    for path in paths if processes.is_ahead else paths[processes.rank :: processes.world]:
+        if not path.exists():
+            part = compute(paths.index(path))
+            write_by(path, lambda file, part=part: np.savez(file, **part))  # type: ignore[misc]
     processes.barrier()
     merged = [_read(path) for path in paths]
     processes.barrier()

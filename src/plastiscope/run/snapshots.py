@@ -1,12 +1,26 @@
 """Snapshots: the weights at initialisation, at task ends, and every n epochs on request; never overwritten."""
 
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from plastiscope.error import RunError
 from plastiscope.run.storage import write_by
+
+
+class SavedWeights(Protocol):
+    """Weights by epochs completed, to read; those of a run, or of a folder of checkpoints."""
+
+    def epochs(self) -> list[int]:
+        """All that there are, ascending, by epochs completed (0 = initialisation)."""
+
+    def path(self, epochs_completed: int) -> Path:
+        """Their file."""
+
+    def load(self, epochs_completed: int) -> dict[str, Tensor]:
+        """State dict on the CPU; raises RunError when there is none."""
 
 
 class Snapshots:
