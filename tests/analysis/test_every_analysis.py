@@ -17,7 +17,13 @@ from plastiscope.run.log import read_rows
 
 NET = (*MLP, "net.norm=batch", "net.dropout=0.3", "learner.lr=0.01")
 """Buffers that training mode would change, and random numbers that a forward would draw."""
-THOROUGH = {"representation": ("representation.when=both", "representation.steps=all", "representation.samples=40")}
+THOROUGH = {
+    "csl": (
+        *("csl.mode=both", "csl.initial=true", "csl.input_gradient=true", "csl.all_outputs=true"),
+        *("csl.batch_size=50", "samples.population=run", "samples.validation=true"),
+    ),
+    "representation": ("representation.when=both", "representation.steps=all", "representation.samples=40"),
+}
 """Settings under which an analysis does all it can."""
 NOT_EQUAL = {"run.json", "status.json", "timings.jsonl", ".lock"}
 

@@ -9,6 +9,7 @@ Source: Ravikumar et al. 2025, "Towards memorization estimation: fast, formal an
 (forgetting); Pleiss et al. 2020 (AUM); Swayamdipta et al. 2020 (cartography).
 """
 
+import dataclasses
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -17,12 +18,14 @@ import torch
 from torch import Tensor
 
 from plastiscope.analysis.csl_online import PresentedMargins, presented_values
+from plastiscope.analysis.csl_tables import ONLINE, sample_table, write_tables
 from plastiscope.analysis.per_sample import SampleAnalysis, Score
 from plastiscope.data.samples import Batch
 from plastiscope.error import ConfigError, require
 from plastiscope.event import Context, Numbers
 from plastiscope.measure.loss import Loss, class_index, correct, margin, per_sample_loss
 from plastiscope.measure.sample_gradient import loss_and_input_gradient
+from plastiscope.run.storage import write_json
 from plastiscope.task_shift_mode.task import Task
 
 
@@ -49,6 +52,13 @@ class Csl(SampleAnalysis):
     """Also the loss over all outputs of the network, of all samples of the block, whether their class is in training
     or not."""
 
+    first_epochs: int | None = None
+    """H of the column csl_first_<H>, the sum over the first H epochs in which the class is in training; null = none."""
+    per_task: bool = False
+    """Also columns csl_task_<k> and lt_frac_task_<k>, over the epochs of each task alone."""
+    max_tasks: int | None = 20
+    """Of more tasks than this only every n-th (and the last) writes the table of the run so far; null = all."""
+
     name = "csl"
 
     def __post_init__(self) -> None:
@@ -57,6 +67,9 @@ class Csl(SampleAnalysis):
         for field in ("initial", "input_gradient", "all_outputs"):
             is_possible = self.mode is not Mode.online or not getattr(self, field)
             require(is_possible, field, getattr(self, field), "needs a pass of its own: mode=posthoc or mode=both")
+        for field in ("first_epochs", "max_tasks"):
+            value = getattr(self, field)
+            require(value is None or value >= 1, field, value, "must be 1 or more, or null")
         self._margins = PresentedMargins()
 
     def on_task_begin(self, context: Context) -> Numbers:
@@ -85,6 +98,31 @@ class Csl(SampleAnalysis):
             due = [e for e in context.epochs_of_task() if self.is_due(e)]
             numbers |= self.record(context, values, due)
         return numbers
+
+    def on_task_end(self, context: Context) -> Numbers:
+        """Means over the samples of what the task's own epochs add up to; the table and files of the run so far."""
+        store, k = context.sample_store, context.task_idx
+        if not context.processes.is_first or k not in store.tasks():
+            return {}
+        store.sync()
+        has_loss = [prefix for prefix in self._prefixes() if f"{prefix}loss" in store.block(k).metrics()]
+        if not has_loss:
+            return {}
+        stride = 1 if self.max_tasks is None else -(-context.num_tasks // self.max_tasks)
+        is_due, is_only = (k + 1) % stride == 0 or k + 1 == context.num_tasks, store.tasks() == [k]
+        options = {"first_epochs": self.first_epochs, "per_task": self.per_task}
+        so_far = sample_table(context, has_loss, **options) if is_due else None
+        own = so_far if so_far is not None and is_only else sample_table(context, has_loss, tasks=[k])
+        numbers, folder = own.numbers(), context.folder(self.name)
+        if so_far is not None:
+            write_tables(context, folder, so_far)
+        about = {"settings": dataclasses.asdict(self), "samples": len(own.columns["sample_id"]), "numbers": numbers}
+        write_json(folder / "summary.json", about)
+        return {self.key("train", "total", name): value for name, value in numbers.items()}
+
+    def _prefixes(self) -> list[str]:
+        """Of the metrics this writes; the first one's values are those of the published files."""
+        return {Mode.posthoc: [""], Mode.online: [ONLINE], Mode.both: ["", ONLINE]}[self.mode]
 
     def state_dict(self) -> dict[str, Any]:
         """Margins of the epoch under way."""

@@ -7,9 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from plastiscope.figure.accuracy import TRAINING, accuracy_matrix, accuracy_over_epochs
+from plastiscope.figure.csl import draw_csl
 from plastiscope.figure.representation import quantities_over_epochs
 from plastiscope.figure.style import save
 from plastiscope.run.log import read_rows
+from plastiscope.run.storage import read_json
 
 Row = dict[str, Any]
 Array = npt.NDArray[np.float64]
@@ -29,7 +31,7 @@ def draw_run(folder: Path) -> list[Path]:
     """Draw what the run in `folder` has data for into <folder>/figures.
 
     Returns:
-        The files written: accuracy_per_task.png, accuracy_matrix.png, representation.png.
+        The files written: accuracy_per_task.png, accuracy_matrix.png, representation.png, csl_*.png.
     """
     rows, target = read_rows(folder / "metrics.jsonl"), folder / "figures"
     written = []
@@ -45,6 +47,8 @@ def draw_run(folder: Path) -> list[Path]:
     if panels:
         figure = quantities_over_epochs(_epochs(measured), panels, boundaries)
         written.append(save(figure, target / "representation.png"))
+    for columns, definition in _csl(folder):
+        written += draw_csl(columns, definition, target)
     return written
 
 
@@ -77,6 +81,18 @@ def _matrix(folder: Path) -> list[tuple[Array, str]]:
         if stored and np.isfinite(matrix := np.load(stored[-1])).any():
             return [(matrix, quantity)]
     return []
+
+
+def _csl(folder: Path) -> list[tuple[dict[str, Array], str]]:
+    """The newest per-sample table, and the column that its CSL files hold, if there is one."""
+    stored = sorted(folder.glob("task_*/csl/per_sample.npz"))
+    if not stored:
+        return []
+    (path,) = stored[-1].parent.glob("metrics_*.json")
+    facts = read_json(path)
+    prefix = "online_" if facts["mode"] == "online" else ""
+    with np.load(stored[-1], allow_pickle=False) as table:
+        return [(dict(table), prefix + facts["csl_definition"])]
 
 
 def _panels(rows: list[Row]) -> tuple[list[Row], dict[str, dict[str, Array]]]:
