@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "plastiscope"
 
 LAYERS = [
     {"app", "samples"},
-    {"experiment", "analyze", "build", "load", "settings", "__init__"},
+    {"table"},
+    {"experiment", "analyze", "build", "load", "settings", "source", "__init__"},
     {"trainer", "replay", "loop", "analysis"},
     {"learner"},
     {"task_shift_mode", "data", "net", "event", "formats"},
