@@ -28,10 +28,10 @@ from published_options import add_scoring_options, add_strict, run, truth
 
 from plastiscope.data.samples import Samples
 from plastiscope.formats.checkpoints import CheckpointFolder, Layout, Wanted, find_checkpoints
+from plastiscope.formats.content import write_array
 from plastiscope.formats.loss_files import loss_name, write_losses
 from plastiscope.formats.scoring_facts import facts_path
 from plastiscope.run.processes import Part, Processes
-from plastiscope.run.storage import write_by
 
 DATASET = "cifar100"
 ORIGIN = ("results_dir", "experiment_index", "grad_kind", "normalization", "class_order")
@@ -87,7 +87,7 @@ def score_snapshots(
     claimed = Claim.make(facts_path(folder, DATASET), facts, ORIGIN, outputs)
     samples = cifar100(options.data_path, options.normalization, choose_device(options.device, Processes()))
     scorer = Scorer(samples, order, options.batch_size, Processes())
-    write_by(folder / f"split_{DATASET}.npy", lambda file: np.save(file, is_validation(samples).astype(np.uint8)))
+    write_array(folder / f"split_{DATASET}.npy", is_validation(samples).astype(np.uint8))
 
     def write(epoch: int, scored: Samples, values: Part) -> Path:
         rows = {name: full_row(scorer, scored, row) for name, row in values.items()}

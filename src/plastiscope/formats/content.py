@@ -19,6 +19,7 @@ import torch
 
 from plastiscope.data.restricted_pickle import load_restricted
 from plastiscope.error import DataError
+from plastiscope.run.storage import write_by
 
 _LEGACY_TORCH = 0x1950A86A20F9469CFC6C
 """What a torch file from before the zip format begins with, as a pickled number."""
@@ -151,6 +152,11 @@ def read_vector(path: Path, length: int | None = None, key: str = "data") -> npt
     if length is not None and len(array) != length:
         raise DataError(f"{path} has {len(array)} values, and there are {length} samples.")
     return array
+
+
+def write_array(path: Path, array: npt.ArrayLike) -> None:
+    """Write an array as npy, atomically, whatever the suffix of `path`."""
+    write_by(path, lambda file: np.save(file, np.asarray(array), allow_pickle=False))
 
 
 def check_ids(ids: npt.NDArray[Any], path: Path) -> npt.NDArray[np.int64]:

@@ -8,11 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from plastiscope.error import DataError, RunError
-from plastiscope.formats.content import decimal_number, read_vector
-from plastiscope.run.storage import read_json, write_by, write_json
+from plastiscope.formats.content import check_ids, decimal_number, read_vector, write_array
+from plastiscope.formats.csv_columns import read_columns, write_columns
+from plastiscope.formats.sample_trees import statistics
+from plastiscope.run.storage import read_json, write_json
 
 ORIGIN = ("dataset", "run_idx", "noise_level", "input_dir", "source", "experiment_index")
 """The facts that say of which run the files are; files of another run are not overwritten."""
+_ROOT_METADATA = "metadata_{dataset}_csl.json"
 _ADDED = (
     "filled_epochs",
     "grad_kind",
@@ -80,11 +83,11 @@ def write_csl(
     content |= dict.fromkeys(_ADDED) | dict(facts)
     _refuse_other_run(paths, content)
     folder.mkdir(parents=True, exist_ok=True)
-    write_by(paths[0], lambda file: np.save(file, values))
+    write_array(paths[0], values)
     if times is None:
         paths.pop(1).unlink(missing_ok=True)  # of an earlier aggregation of this run, which had gradients
     else:
-        write_by(paths[1], lambda file: np.save(file, times))
+        write_array(paths[1], times)
     write_json(paths[-1], content)
     return paths
 
@@ -144,3 +147,44 @@ def _metrics_path(folder: Path, dataset: str, run_idx: int, noise_level: float) 
             else f"{folder} has more than one {what}: {', '.join(path.name for path in found)}; leave one there."
         )
     return found[0]
+
+
+def write_csl_root(
+    folder: Path, dataset: str, labels: npt.ArrayLike, csl: npt.ArrayLike, lt: npt.ArrayLike | None
+) -> None:
+    """Write what published trees have at their root beside csl_* and lt_*.
+
+    csl_results_full.npy (float32 [n], row = sample id), csl_active_samples.csv (sample_id, class_label, csl, lt: the
+    samples that have a CSL) and metadata_{dataset}_csl.json; "valid" samples are those with a CSL above 0.
+
+    Args:
+        folder: made if missing.
+        dataset: for the metadata's name.
+        labels: int [n].
+        csl: [n], NaN where a sample was never in training.
+        lt: [n] or None.
+    """
+    values, of_class = np.asarray(csl, np.float32), np.asarray(labels, np.int64)
+    known = np.flatnonzero(~np.isnan(values))
+    columns: dict[str, npt.ArrayLike] = {"sample_id": known, "class_label": of_class[known], "csl": values[known]}
+    if lt is not None:
+        columns["lt"] = np.asarray(lt, np.float32)[known]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_columns(folder / "csl_active_samples.csv", columns)
+    valid = values[values > 0]
+    facts = {"dataset": dataset, "total_samples": len(values), "active_samples": len(known)}
+    facts |= {"valid_samples": len(valid), "valid": "csl > 0", "csl_stats": statistics(valid)}
+    write_json(folder / _ROOT_METADATA.format(dataset=dataset), facts)
+    write_array(folder / "csl_results_full.npy", values)
+
+
+def read_csl_table(folder: Path) -> dict[str, npt.NDArray[np.float64]]:
+    """sample_id, class_label and csl of a published csl_active_samples.csv.
+
+    Raises:
+        DataError: no such file or column, or ids that repeat.
+    """
+    path = folder / "csl_active_samples.csv"
+    table = read_columns(path, ["sample_id", "class_label", "csl"])
+    check_ids(table["sample_id"], path)
+    return table

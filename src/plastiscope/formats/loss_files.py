@@ -22,9 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from plastiscope.error import DataError
-from plastiscope.formats.content import check_ids, decimal_number, read_vector, whole_number
+from plastiscope.formats.content import check_ids, decimal_number, read_vector, whole_number, write_array
 from plastiscope.formats.scoring_facts import facts_path, read_facts
-from plastiscope.run.storage import write_by
 
 Values = npt.NDArray[np.float32]
 Row = tuple[int, Values]
@@ -82,9 +81,8 @@ def write_losses(
     folder.mkdir(parents=True, exist_ok=True)
     for kind, values in (("loss_grad", gradients), ("loss", losses)):
         if values is not None:
-            array = np.asarray(values, dtype=np.float32)
             path = folder / loss_name(kind, dataset, epoch, run_idx, noise_level)
-            write_by(path, lambda file, array=array: np.save(file, array))  # type: ignore[misc]
+            write_array(path, np.asarray(values, dtype=np.float32))
 
 
 def find_loss_files(
