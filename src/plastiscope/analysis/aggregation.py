@@ -70,7 +70,7 @@ class Aggregation:
     norms: str = "grad_input_l2"
     """Metric of the gradient norm, for learning time and csg."""
     tau: float | None = None
-    """Threshold of lt_frac, on the norm; None = the mean of R."""
+    """Threshold of lt_frac, on the norm, also for single tasks; None = the mean of R."""
     tau_norm2: float | None = None
     """Threshold of lt_frac_norm2 and lt_first, on the squared norm; None = the mean of R."""
     window: int | None = None
@@ -129,6 +129,11 @@ class Aggregation:
             means = (self._fed("norms", s, RunningMean(_count(s), squared, self.window), task) for s in self._slices())
             self._taus[squared, task] = threshold([mean.total() for mean in means])
         return self._taus[squared, task]
+
+    @property
+    def taus(self) -> tuple[float, float]:
+        """Thresholds on the norm and on the squared norm, over all tasks."""
+        return self.tau_of(False), self.tau_of(True)
 
     def parts(self) -> Iterator[Columns]:
         """All columns, `size` samples at a time."""
