@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from plastiscope.build import Plan, build, read_config
+from plastiscope.data.samples import DataSet
 from plastiscope.error import RunError
 from plastiscope.experiment import choose_device, load_tasks, make_net
 from plastiscope.run.log import read_rows
@@ -69,10 +70,19 @@ class LoadedRun:
         """
         return SampleView(self.sample_store, metric)
 
-    @cached_property
+    @property
+    def data(self) -> DataSet:
+        """The data set: its class names, coarse classes, samples; reads the data."""
+        return self._loaded[0]
+
+    @property
     def shift(self) -> TaskShift:
         """The sequence of tasks, rebuilt; reads the data."""
-        return load_tasks(self._plan, choose_device("cpu"))[1]
+        return self._loaded[1]
+
+    @cached_property
+    def _loaded(self) -> tuple[DataSet, TaskShift]:
+        return load_tasks(self._plan, choose_device("cpu"))
 
     def task(self, k: int) -> Task:
         """Task k as it was trained, rebuilt; reads the data."""
