@@ -1,5 +1,6 @@
 """A pass over samples that counts the dormant units of a network's layers, reduced where their activations appear."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from plastiscope.data.samples import Batch
 from plastiscope.event import undisturbed
-from plastiscope.measure.sample_dormancy import Rule, Thresholds, dormant_units, sum_of_absolute
+from plastiscope.measure.sample_dormancy import NON_NEGATIVE, Rule, Thresholds, dormant_units, sum_of_absolute
 from plastiscope.net.capture import capture
 from plastiscope.net.module_outputs import module_outputs
 from plastiscope.net.units import Layer, Site, by_unit
@@ -76,25 +77,26 @@ class DormancyPass:
         """
         asked = self._by_site()
         ids: list[Tensor] = []
-        rows: dict[str, list[Tensor]] = {}
+        rows: dict[str, list[Tensor]] = defaultdict(list)
         silent: dict[str, Tensor] = {}
 
         def receive(site: Site, feature: Tensor) -> None:
             layer, names = asked[site]
-            h = by_unit(feature, layer.unit_axis)
-            found = dormant_units(h, names, self.thresholds, self.scales.get(site, torch.nan))
-            for rule, name in ((rule, name) for rule, some in names.items() for name in some):
-                rows.setdefault(name, []).append(found[rule].per_sample)
-                silent.setdefault(name, torch.zeros_like(found[rule].silent, dtype=torch.float64)).add_(
-                    found[rule].silent
-                )
+            h, is_non_negative = by_unit(feature, layer.unit_axis), layer.activation in NON_NEGATIVE
+            found = dormant_units(h, names, self.thresholds, self.scales.get(site, torch.nan), is_non_negative)
+            for rule, (per_sample, of_units) in found.items():
+                for name in names[rule]:
+                    rows[name].append(per_sample)
+                    silent[name] = (
+                        silent[name].add_(of_units) if name in silent else of_units.to(torch.float64, copy=True)
+                    )
 
         with torch.no_grad(), capture(self.net, asked, receive):
             for batch in batches:
                 ids.append(batch.ids)
                 outputs = self.net(batch.inputs)
                 for metric, values in (score(batch, outputs) if score else {}).items():
-                    rows.setdefault(metric, []).append(values)
+                    rows[metric].append(values)
         arrays = {name: torch.cat(values).to(torch.float32).cpu().numpy() for name, values in rows.items()}
         counts = {f"silent/{name}": units.to(torch.int64).cpu().numpy() for name, units in silent.items()}
         return {"ids": torch.cat(ids).cpu().numpy(), **arrays, **counts}

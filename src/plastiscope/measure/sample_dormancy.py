@@ -52,6 +52,10 @@ class Thresholds:
         return rule is Rule.persample_redo or (self.relative and by_eps)
 
 
+NON_NEGATIVE = frozenset(("relu", "relu6", "sigmoid", "hardsigmoid", "softplus"))
+"""Activations, by name, that give no negative value."""
+
+
 class Dormant(NamedTuple):
     """Dormant units of a layer over a batch.
 
@@ -65,7 +69,11 @@ class Dormant(NamedTuple):
 
 
 def dormant_units(
-    h: Tensor, rules: Iterable[Rule], thresholds: Thresholds | None = None, scale: float = torch.nan
+    h: Tensor,
+    rules: Iterable[Rule],
+    thresholds: Thresholds | None = None,
+    scale: float = torch.nan,
+    is_non_negative: bool = False,
 ) -> dict[Rule, Dormant]:
     """What each rule says of a layer, from one reading of the activations.
 
@@ -75,14 +83,18 @@ def dormant_units(
         thresholds: of the rules; the published ones by default.
         scale: mean |h| of the layer over the data set, where a rule needs it (`Thresholds.need_scale`); where it is not
             finite the result is NaN.
+        is_non_negative: no value is below 0, so that |h| = h and is not computed.
     """
     t = thresholds or Thresholds()
-    largest = largest_absolute(h)
+    largest = over_positions(h, torch.amax) if is_non_negative else largest_absolute(h)
     total = largest.sum(1)
     nan_if_not_finite = total - total
-    dormant = _masks(h, largest, frozenset(rules), t, scale)
+    size = h if is_non_negative else None
     found = {}
-    for rule, mask in dormant.items():
+    for rule in rules:
+        if size is None and rule in (Rule.persample_rate, Rule.persample_redo):
+            size = h.abs()
+        mask = _mask(rule, h, largest, size, t, scale)
         per_sample = mask.sum(1).add_(nan_if_not_finite)
         if t.need_scale(rule) and not math.isfinite(scale):
             per_sample.fill_(torch.nan)
@@ -90,36 +102,38 @@ def dormant_units(
     return found
 
 
-def _masks(h: Tensor, largest: Tensor, rules: frozenset[Rule], t: Thresholds, scale: float) -> dict[Rule, Tensor]:
-    """1 for a dormant unit, else 0, [b, units], as floats: they are compared and summed several times faster."""
+def _mask(rule: Rule, h: Tensor, largest: Tensor, size: Tensor | None, t: Thresholds, scale: float) -> Tensor:
+    """1 for a dormant unit, else 0, [b, units], as floats: they are compared and summed several times faster.
+
+    Of `largest` [b, units] and `size` [b, units, positions], max |h| and |h|.
+    """
     eps = t.eps * scale if t.relative else t.eps
-    masks = {}
-    if Rule.persample_strict in rules:
-        masks[Rule.persample_strict] = torch.le(largest, eps, out=torch.empty_like(largest))
-    if Rule.persample_module in rules:
-        raw = largest_over_positions(h)
-        masks[Rule.persample_module] = torch.le(raw, t.eps, out=torch.empty_like(raw))
-    if rules & {Rule.persample_redo, Rule.persample_rate}:
-        size = h.abs()
-        if Rule.persample_redo in rules:
-            mean = size.mean(2)
-            masks[Rule.persample_redo] = torch.le(mean, t.tau * scale, out=mean)
-        if Rule.persample_rate in rules:
-            active = torch.gt(size, eps, out=size).sum(2).div_(h.shape[2])
-            masks[Rule.persample_rate] = torch.lt(active, t.theta, out=active)
-    return masks
+    if rule is Rule.persample_strict:
+        return torch.le(largest, eps, out=torch.empty_like(largest))
+    if rule is Rule.persample_module:
+        raw = over_positions(h, torch.amax)
+        return torch.le(raw, t.eps, out=torch.empty_like(raw))
+    assert size is not None
+    if rule is Rule.persample_redo:
+        mean = over_positions(size, torch.mean)
+        return torch.le(mean, t.tau * scale, out=torch.empty_like(mean))
+    active = torch.gt(size, eps, out=torch.empty_like(size))
+    share = over_positions(active, torch.sum).div_(h.shape[2])
+    return torch.lt(share, t.theta, out=share)
 
 
 def largest_absolute(h: Tensor) -> Tensor:
     """Largest |h| over positions, [b, units] of h [b, units, positions]; NaN where a value is."""
     if h.shape[2] == 1:
-        return h[:, :, 0].abs()
-    return torch.maximum(largest_over_positions(h), _extreme(h, torch.amin).neg_())
+        return h.select(2, 0).abs()
+    return torch.maximum(over_positions(h, torch.amax), over_positions(h, torch.amin).neg_())
 
 
-def largest_over_positions(h: Tensor) -> Tensor:
-    """Largest h over positions, [b, units] of h [b, units, positions]; NaN where a value is."""
-    return h[:, :, 0] if h.shape[2] == 1 else _extreme(h, torch.amax)
+def over_positions(h: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
+    """torch.amax, amin, sum or mean over positions, [b, units] of h [b, units, positions]; a view of a single one."""
+    if h.shape[2] == 1:
+        return h.select(2, 0)
+    return _extreme(h, reduce) if reduce in (torch.amax, torch.amin) else reduce(h, 2)
 
 
 def _extreme(h: Tensor, reduce: Callable[..., Tensor]) -> Tensor:

@@ -111,5 +111,6 @@ def columns(module: str, block: int = 1) -> Wire:
 
 def by_unit(feature: Tensor, unit_axis: int) -> Tensor:
     """Features as [b, units, positions], whatever the layer; positions = 1 for [b, units]. A view where that can be."""
-    feature = feature.movedim(unit_axis, 1)
+    if unit_axis != 1:
+        feature = feature.movedim(unit_axis, 1)
     return feature.unsqueeze(2) if feature.ndim == 2 else feature.flatten(2)
