@@ -3,6 +3,7 @@
 - `plastiscope [overrides]`: train; -m sweeps, launcher=slurm submits
 - `plastiscope-resume FOLDER`: go on with a run without retyping its command
 - `plastiscope-status FOLDER ...`: runs below the folders, with state, progress, last numbers
+- `plastiscope-analyze FOLDER analysis=[...]`: look at the weights that a run has saved, beside its folder
 """
 
 import argparse
@@ -86,15 +87,41 @@ def status() -> None:
     _exit_on_error(show)
 
 
+def analyze() -> None:
+    """`plastiscope-analyze FOLDER analysis=[...] [key=value ...] [--out FOLDER] [--trust]`."""
+    parser = argparse.ArgumentParser(
+        prog="plastiscope-analyze", description="Analyse the weights that a run has saved; writes beside the run."
+    )
+    parser.add_argument("folder", type=Path, help="of the run")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="analysis=[csl], csl.every=2, device=cpu, ..."
+    )
+    parser.add_argument("--out", type=Path, help="folder to write into; default <folder>_analyses/<hash>")
+    parser.add_argument("--trust", action="store_true", help="let config.yaml name classes of other packages")
+    arguments = parser.parse_args()
+
+    def look() -> None:
+        from plastiscope.analyze import analyze as analyze_run
+
+        analyze_run(arguments.folder, arguments.overrides, arguments.out, arguments.trust)
+
+    _exit_on_error(lambda: _with_advice(look, arguments.overrides))
+
+
 def _run_hydra() -> None:
+    _with_advice(job, sys.argv[1:])
+
+
+def _with_advice(command: Callable[[], None], overrides: list[str]) -> None:
+    """Call what composes a config out of `overrides`, with our advice in place of Hydra's."""
     asked = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing its own advice
     try:
-        job()
+        command()
     except (HydraException, OmegaConfBaseException) as error:
         if asked:
             raise
-        raise ConfigError(_advice(str(error), sys.argv[1:])) from None
+        raise ConfigError(_advice(str(error), overrides)) from None
     except ValueError as error:
         if asked or not str(error).startswith("Config group override"):
             raise

@@ -28,6 +28,12 @@ from plastiscope.task_shift_mode.task import TaskShiftConfig
 
 TRUSTED = (*(f"plastiscope.{room}." for room in (*GROUPS, "analysis")), "torch.nn.", "torchvision.models.")
 """What a config found in a run folder may name; more of torch (torch.hub, say) would run code from elsewhere."""
+ANALYSABLE = ("analysis", "device", "threads", "samples", "use_wandb", "wandb", "verbose")
+"""Settings that do not change what was trained, so that an analysis of a finished run may have its own."""
+REPLAYABLE = ("replay.start", "replay.end", "replay.share")
+"""The same of those that say what is walked."""
+PLACES = ("data.folder", "data.file", "data.download")
+"""Where the data lie may have changed; that they are the same is checked when they are read."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,38 @@ def compose_plan(*overrides: str) -> Plan:
 
     with initialize_config_module("plastiscope.configs", version_base="1.3"):
         return build(compose("config", list(overrides)))
+
+
+def with_analyses(stored: DictConfig, overrides: list[str]) -> DictConfig:
+    """The config of a run with other analyses, and the settings that `overrides` name; as `plastiscope` composes them.
+
+    Args:
+        stored: the run's own config.
+        overrides: as on the command line, `analysis=[...]` among them.
+
+    Raises:
+        ConfigError: a setting that only a training may have.
+    """
+    from hydra import compose, initialize_config_module
+
+    with initialize_config_module("plastiscope.configs", version_base="1.3"):
+        composed = compose("config", overrides)
+    chosen = selected(plain(composed))
+    keys = [re.split("[=@]", override.lstrip("+~"))[0] for override in overrides]
+    for key in keys:
+        if key.split(".")[0] not in (*ANALYSABLE, *chosen) and key not in (*REPLAYABLE, *PLACES):
+            raise ConfigError(
+                f"{key}: belongs to the training, which is over; an analysis of its weights may set "
+                f"{', '.join((*ANALYSABLE, *REPLAYABLE, *PLACES))} and what the chosen analyses have"
+            )
+    kept = [key for key in stored if key not in selected(plain(stored))]
+    config = OmegaConf.create({"replay": composed["replay"], **{key: stored[key] for key in kept}})
+    for key in keys:
+        if key != "analysis" and key.split(".")[0] not in chosen:
+            OmegaConf.update(config, key, OmegaConf.select(composed, key), force_add=True)
+    for name in chosen:
+        config[name] = composed[name]
+    return config
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

@@ -62,7 +62,8 @@ def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
         plan = with_class_order(plan)
         refuse_training(plan.analyses)
     if stored is not None and _finished(plan, folder):
-        print(f"{folder} is done already ({plan.settings.num_tasks} tasks); nothing to do. Raise num_tasks to go on.")
+        more = " Raise num_tasks to go on." if plan.settings.replay.folder is None else ""
+        print(f"{folder} is done already ({plan.settings.num_tasks} tasks); nothing to do.{more}")
         return
     if plan.settings.replay.folder is not None:
         processes = join_processes()

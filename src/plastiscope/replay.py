@@ -27,6 +27,7 @@ which per-sample scores are shared out.
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -208,6 +209,8 @@ class Replay(Loop):
                 self._checkpoint()
         with self._looking():
             self._fire("on_run_end")
+        with suppress(OSError):  # parts/ is empty, unless something of another walk was left there
+            (self.context.run_folder / "parts").rmdir()
 
     def follow(self) -> None:
         """The other processes: the same walk, and only what is shared out."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from plastiscope.build import Plan, differences, plain, read_config
+from plastiscope.build import PLACES, Plan, differences, plain, read_config
 from plastiscope.data.samples import DataSet
 from plastiscope.error import ConfigError, RunError
 from plastiscope.formats.checkpoints import CheckpointFolder, Layout, read_class_order
@@ -118,7 +118,8 @@ def _check_source_config(plan: Plan, run: Path) -> None:
     """
     theirs = plain(read_config(run, trust=True))  # compared as it stands; nothing that it names is imported
     keys = ("seed", "epochs", "data", "net", "task_shift_mode", "learner")
-    other = differences({key: _common(plan.config[key], theirs[key]) for key in keys}, {k: theirs[k] for k in keys})
+    ours = {key: _common(plan.config[key], theirs[key]) for key in keys}
+    other = [key for key in differences(ours, {key: theirs[key] for key in keys}) if key not in PLACES]
     if other:
         raise RunError(
             f"{run} was trained under other settings: {', '.join(other)}. Give the same ones, "

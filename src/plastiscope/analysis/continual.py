@@ -50,29 +50,32 @@ class Continual(Analysis):
         self._curve: list[float] = []
         self._head_since = 0
         self._first_head = True
+        self._tasks_begun = 0
 
     def on_task_begin(self, context: Context) -> None:
         """Note a new head, start the task's learning curve, and look at the task with the network's first weights."""
-        if _has_new_head(context, context.current_task):
-            self._head_since = context.task_idx
-            self._first_head = False
-        self._curve = []
+        self._begin(context)
         before = torch.tensor([self._before_training(context)], dtype=torch.float64)
         self._before = torch.cat([_widened(self._before, context.task_idx), before])
 
     def on_epoch_end(self, context: Context) -> None:
-        """One more point of the learning curve; NaN in epochs without evaluation."""
+        """One more point of the learning curve; NaN in epochs without evaluation, or without saved weights."""
+        self._begin(context)
         row = context.epoch_row
         value = row.get("test_accuracy", -row.get("test_loss", NAN))
-        self._curve = [*self._curve, value]
+        self._curve = [*self._curve, *[NAN] * (context.epoch - len(self._curve)), value]
 
     def on_task_end(self, context: Context) -> Numbers:
         """One more row of the matrix, and all that follows from it."""
         i = context.task_idx
         is_due = self.is_due(i + 1)
+        missing = torch.full((max(i - len(self._matrix), 0), self._matrix.shape[1]), NAN, dtype=torch.float64)
+        self._matrix = torch.cat([self._matrix, missing])  # of tasks that a replay has no weights of
         self._matrix = _with_row(self._matrix, self._row(context) if is_due else {}, i + 2)
         metrics = self._metrics(i) if is_due else {}
-        numbers = {name: mean.value for name, mean in metrics.items()} | self._curve_numbers(self._curve)
+        numbers = {name: mean.value for name, mean in metrics.items()}
+        if _is_complete(context):
+            numbers |= self._curve_numbers(self._curve)
         self._save(context, metrics)
         is_regression = context.current_task.loss is Loss.mse
         return {self.key("test", "total", _renamed(n, is_regression)): value for n, value in numbers.items()}
@@ -85,18 +88,29 @@ class Continual(Analysis):
             "curve": self._curve,
             "head_since": self._head_since,
             "first_head": self._first_head,
+            "tasks_begun": self._tasks_begun,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self._matrix, self._before = state["matrix"], state["before"]
         self._curve, self._head_since, self._first_head = state["curve"], state["head_since"], state["first_head"]
+        self._tasks_begun = state["tasks_begun"]
+
+    def _begin(self, context: Context) -> None:
+        """Once a task: note new heads, also of tasks that a replay passes over, and start the learning curve."""
+        if self._tasks_begun > context.task_idx:
+            return
+        for k in range(self._tasks_begun, context.task_idx + 1):
+            if _has_new_head(context, context.shift.task(k)):
+                self._head_since, self._first_head = k, False
+        self._curve, self._tasks_begun = [], context.task_idx + 1
 
     def _before_training(self, context: Context) -> float:
         """Accuracy on the current task before any training; NaN if its outputs meant something else then."""
         task, first = context.current_task, context.shift.task(0)
         is_asked = task.index % self._stride(context) == 0 and task.active_outputs <= first.active_outputs
-        if not is_asked or not self._first_head:
+        if not is_asked or not self._first_head or 0 not in context.snapshots.epochs():
             return NAN
         untrained = copy.deepcopy(context.net)
         untrained.load_state_dict(context.snapshots.load(0))
@@ -173,6 +187,11 @@ def _write_array(path: Path, values: Tensor) -> None:
 def _has_new_head(context: Context, task: Task) -> bool:
     """Whether the head is another one from this task on."""
     return task.new_head is not NewHead.keep or (task.index > 0 and context.learner_resets_head)
+
+
+def _is_complete(context: Context) -> bool:
+    """Whether every epoch of the task is looked at; in a replay some weights may not have been saved."""
+    return len([e for e in context.epochs_of_task() if e > 0]) == context.epochs
 
 
 def _with_row(matrix: Tensor, row: dict[int, float], columns: int) -> Tensor:

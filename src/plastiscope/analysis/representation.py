@@ -92,6 +92,7 @@ class Representation(Analysis):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
         self._step_norms = StepNorms(self.steps)
         self._first: dict[str, Tensor] = {}
+        self._first_of = -1
         self._fixed: Sample | None = None
         self._rules = dormant.DORMANCY_RULES | {
             "dormant_rate": partial(dormant.dormant_rate, theta=self.theta),
@@ -110,6 +111,7 @@ class Representation(Analysis):
     def on_task_begin(self, context: Context) -> None:
         """Keep the weights that the task begins with."""
         self._first = {name: parameter.clone() for name, parameter in parameters_of(context.net).items()}
+        self._first_of = context.task_idx
 
     def on_backward(self, context: Context) -> None:
         """Norms of the gradients."""
@@ -134,18 +136,20 @@ class Representation(Analysis):
 
     def state_dict(self) -> dict[str, Any]:
         """The weights that the task began with, and the norms of the epoch under way."""
-        return {"first": self._first, "step_norms": self._step_norms.state_dict()}
+        return {"first": self._first, "first_of": self._first_of, "step_norms": self._step_norms.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self._first = state["first"]
+        self._first, self._first_of = state["first"], state["first_of"]
         self._step_norms.load_state_dict(state["step_norms"])
 
     def _look(self, context: Context) -> Numbers:
         """All numbers of this moment; arrays and a summary into the task's folder."""
-        initial = context.snapshots.load(0)
+        has_initial = 0 in context.snapshots.epochs()  # a replay may lack it, and the weights that a task began with
+        initial = context.snapshots.load(0) if has_initial else {}
         parts = by_layer(context.units, parameters_of(context.net))
-        weights = magnitudes(context.net, parts) | sizes(context, parts) | drift(context, initial, self._first)
+        first = self._first if self._first_of == context.task_idx else {}
+        weights = magnitudes(context.net, parts) | sizes(context, parts) | drift(context, initial, first)
         numbers = self._named("weights", weights)
         summary: dict[str, Any] = {}
         for subset in self.subsets:
@@ -200,9 +204,10 @@ class Representation(Analysis):
         )
         if sample is None:
             return {}
-        others = {"cka_init": initial}
-        if context.task_idx > 0:
-            others["cka_prev"] = context.snapshots.load(context.task_idx * context.epochs)
+        others = {"cka_init": initial} if initial else {}
+        before = context.task_idx * context.epochs
+        if context.task_idx > 0 and before in context.snapshots.epochs():
+            others["cka_prev"] = context.snapshots.load(before)
         look = partial(collect, context.net, context.units.layers, sample, self.batch_size)
         now, numbers, device = look(), {}, sample.ids.device
         for quantity, weights in others.items():

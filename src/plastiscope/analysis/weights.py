@@ -67,19 +67,21 @@ def distances(parts: Mapping[str, list[Tensor]], origin: Mapping[str, list[Tenso
 
 
 def drift(context: Context, initial: Mapping[str, Tensor], first: Mapping[str, Tensor]) -> LayerNumbers:
-    """dist_init and dist_init_rel, and dist_task if `first` is known.
+    """dist_init and dist_init_rel if `initial` is known, dist_task if `first` is.
 
     Args:
         context: of the run.
-        initial: parameters at initialisation, by name.
+        initial: parameters at initialisation, by name, or empty.
         first: parameters as the task began, or empty.
     """
     parameters = parameters_of(context.net)
     parts = by_layer(context.units, parameters)
-    origin = by_layer(context.units, {name: initial[name].to(p.device) for name, p in parameters.items()})
-    numbers = distances(parts, origin, "dist_init")
-    relative = {name: numbers[name, "dist_init"] / norm(part) for name, part in origin.items()}
-    numbers |= {(name, "dist_init_rel"): value.item() for name, value in relative.items()}
+    numbers: LayerNumbers = {}
+    if initial:
+        origin = by_layer(context.units, {name: initial[name].to(p.device) for name, p in parameters.items()})
+        numbers = distances(parts, origin, "dist_init")
+        relative = {name: numbers[name, "dist_init"] / norm(part) for name, part in origin.items()}
+        numbers |= {(name, "dist_init_rel"): value.item() for name, value in relative.items()}
     if first:
         begun = by_layer(context.units, {name: first[name].to(p.device) for name, p in parameters.items()})
         numbers |= distances(parts, begun, "dist_task")

@@ -93,6 +93,12 @@ def join_processes(environment: Mapping[str, str] = os.environ) -> Processes:
     return Processes(rank, world)
 
 
+def is_first_process(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this is the one of its processes that speaks, whether they have joined yet or not."""
+    found = _place(environment)
+    return found is None or found[0] == 0
+
+
 def leave_processes() -> None:
     """Close the connections that `join_processes` opened."""
     import torch.distributed

@@ -29,7 +29,7 @@ class Progress:
 
     def epoch(self, task_idx: int, epoch: int, row: dict[str, float]) -> None:
         """An epoch is done."""
-        shown = ACCURACIES if "epoch_accuracy" in row else LOSSES
+        shown = ACCURACIES if any(key in row for key in ACCURACIES if key.endswith("accuracy")) else LOSSES
         numbers = " ".join(f"{short}={row[key]:.3g}" for key, short in shown.items() if key in row)
         now = time.perf_counter()
         if self._verbose:
