@@ -4,18 +4,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from plastiscope.build import Plan, build, read_config
 from plastiscope.data.samples import DataSet
 from plastiscope.error import RunError
 from plastiscope.experiment import choose_device, load_tasks, make_net
+from plastiscope.formats.checkpoints import fit
+from plastiscope.net.describe import describe
 from plastiscope.run.log import read_rows
 from plastiscope.run.sample_store import SampleStore
 from plastiscope.run.sample_view import SampleView
-from plastiscope.run.snapshots import Snapshots
+from plastiscope.run.snapshots import SavedWeights, Snapshots
 from plastiscope.run.status import read_status
 from plastiscope.run.storage import read_json
+from plastiscope.source import reopen
 from plastiscope.task_shift_mode.task import Task, TaskShift
 
 if TYPE_CHECKING:
@@ -27,13 +31,12 @@ class LoadedRun:
 
     Attributes:
         folder: where it lies.
-        snapshots: the weights that were kept.
         sample_store: per-sample values, a block a task.
     """
 
     def __init__(self, folder: Path, trust: bool) -> None:
         """Read `folder`."""
-        self.folder, self.snapshots = folder, Snapshots(folder / "snapshots")
+        self.folder = folder
         self.sample_store = SampleStore(folder / "samples")
         self._plan: Plan = build(read_config(folder, trust))
         self._about: dict[str, Any] = read_json(folder / "run.json") or {}
@@ -61,6 +64,18 @@ class LoadedRun:
         import pandas as pd
 
         return pd.DataFrame(read_rows(self.folder / "timings.jsonl"))
+
+    @cached_property
+    def snapshots(self) -> SavedWeights:
+        """The weights that were kept; of a replay, those that it looked at, where they lie.
+
+        Raises:
+            RunError: of a replay: they are no longer there.
+        """
+        if self._plan.settings.replay.folder is None:
+            return Snapshots(self.folder / "snapshots")
+        head = describe(self._fresh_net(), torch.zeros(2, *self._about["input_shape"])).head
+        return reopen(self._plan, self.folder, self._about, head)
 
     def samples(self, metric: str) -> SampleView:
         """Per-sample values of a metric such as "loss": `.values` [epoch, sample], `.ids`, `.epochs_completed`.
@@ -103,9 +118,12 @@ class LoadedRun:
         if epochs_completed is None:
             assert task is not None
             epochs_completed = (task + 1) * self._plan.settings.epochs
-        net = make_net(self._plan, tuple(self._about["input_shape"]), self._about["outputs"])
-        net.load_state_dict(self.snapshots.load(epochs_completed))
+        net = self._fresh_net()
+        fit(net, self.snapshots.load(epochs_completed), self.snapshots.path(epochs_completed))
         return net.eval()
+
+    def _fresh_net(self) -> nn.Module:
+        return make_net(self._plan, tuple(self._about["input_shape"]), self._about["outputs"])
 
 
 def load_run(folder: str | Path, trust: bool = False) -> LoadedRun:

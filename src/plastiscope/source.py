@@ -56,6 +56,24 @@ def open_checkpoints(settings: ReplaySettings, head: str, task_shift: Any) -> Ch
     return found if order is None else found.presented(head, order)
 
 
+def reopen(plan: Plan, folder: Path, about: dict[str, Any], head: str) -> CheckpointFolder:
+    """The saved weights that the finished replay in `folder` looked at, also if both were moved together.
+
+    Args:
+        plan: of the replay, as its folder says.
+        folder: of the replay.
+        about: its run.json.
+        head: path of the module that gives the network's outputs.
+
+    Raises:
+        RunError: they are not there.
+    """
+    settings, relative = plan.settings.replay, about.get("replay_of", {}).get("relative")
+    if relative is not None and not Path(str(settings.folder)).exists():
+        settings = replace(settings, folder=str(folder / relative))
+    return open_checkpoints(settings, head, plan.task_shift_mode)
+
+
 def with_class_order(plan: Plan) -> Plan:
     """The plan of a replay, with the order of the classes that its checkpoints were trained in.
 

@@ -69,7 +69,7 @@ def _column(rows: list[Row], key: str) -> Array:
 
 def _curves(rows: list[Row]) -> tuple[dict[str, Array], str]:
     """Accuracies by split, or losses where there is no accuracy; and what they are."""
-    quantity = "accuracy" if any("epoch_accuracy" in row for row in rows) else "loss"
+    quantity = "accuracy" if any(f"{split}_accuracy" in row for row in rows for split in SPLITS) else "loss"
     columns = {name: _column(rows, f"{split}_{quantity}") for split, name in SPLITS.items()}
     return {name: column for name, column in columns.items() if np.isfinite(column).any()}, quantity
 
