@@ -19,7 +19,7 @@ def source(name: str, ids: list[int], column: str, values: list, **options) -> S
 def joined(merged, size: int = 1000) -> dict[str, list]:
     """All rows, masked values as None."""
     slices = list(merged.slices(size))
-    return {name: sum((part[name].tolist() for part in slices), []) for name in slices[0]}
+    return {name: [value for part in slices for value in part[name].tolist()] for name in slices[0]}
 
 
 def test_values_stand_at_their_ids_whatever_the_order():
@@ -72,7 +72,9 @@ def test_slices_do_not_change_the_table(size):
 
 def test_a_stream_gives_each_row_once():
     rows = [{ID: np.array(ids), "x": np.array(ids) * 2} for ids in ([1, 2, 5], [6, 9], [12])]
-    stream = Stream(Source(name="s", ids=np.array([1, 2, 5, 6, 9, 12]), columns={"x": Column("")}, slices=lambda: iter(rows)))
+    stream = Stream(
+        Source(name="s", ids=np.array([1, 2, 5, 6, 9, 12]), columns={"x": Column("")}, slices=lambda: iter(rows))
+    )
     assert [stream.until(last).get(ID, np.empty(0)).tolist() for last in (0, 5, 5, 6, 10, 12, 99)] == [
         [], [1, 2, 5], [], [6], [9], [12], []
     ]  # fmt: skip

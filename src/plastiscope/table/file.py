@@ -141,4 +141,5 @@ def _masked(column: "pa.ChunkedArray") -> Array:
     if column.null_count == 0:
         return column.to_numpy()
     mask = column.is_null().to_numpy()
-    return np.ma.MaskedArray(column.fill_null("" if str(column.type) == "string" else 0).to_numpy(), mask)
+    nothing = {"string": "", "bool": False}.get(str(column.type), 0)
+    return np.ma.MaskedArray(column.fill_null(nothing).to_numpy(), mask)

@@ -89,8 +89,8 @@ def _aggregated(table: "pd.DataFrame", epoch: str, path: Path) -> "pd.DataFrame"
     """One row a sample: <column>_mean over the epochs, and <column>_final at the last one."""
     twice = table.duplicated([ID, epoch])
     if twice.any():
-        row = table[twice].iloc[0]
-        raise DataError(f"{path} has sample {row[ID]} twice in {epoch} {row[epoch]}; keep one row of each")
+        sample, at = (table[name][twice].iloc[0] for name in (ID, epoch))
+        raise DataError(f"{path} has sample {sample} twice in {epoch} {at}; keep one row of each")
     kept = [name for name in table if name in LABELS]
     numbers = [name for name in table.columns if table[name].dtype.kind in "iufb" and name not in (ID, epoch, *kept)]
     ordered = table.sort_values([ID, epoch], kind="stable")
