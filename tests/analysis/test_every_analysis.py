@@ -22,6 +22,7 @@ THOROUGH = {
         *("csl.mode=both", "csl.initial=true", "csl.input_gradient=true", "csl.all_outputs=true"),
         *("csl.batch_size=50", "samples.population=run", "samples.validation=true"),
     ),
+    "tracking": ("tracking.export_csv=true",),
     "representation": ("representation.when=both", "representation.steps=all", "representation.samples=40"),
 }
 """Settings under which an analysis does all it can."""

@@ -163,3 +163,9 @@ def test_rows_are_written_alone(tmp_path):
     write_order(tmp_path, 1, 2, np.array([0]))
     assert np.load(tmp_path / "order.npy").tolist() == [[0], [0]]
     assert [path.name for path in tmp_path.iterdir()] == ["order.npy"]
+
+
+def test_a_replay_refuses_it_by_name(recorded, tmp_path):
+    message = "nothing is trained: tracking records in which order training presents the samples; leave it out"
+    with pytest.raises(ConfigError, match=message):
+        run(make_plan(*SMALL, f"replay.folder={recorded[0]}"), tmp_path / "replay")
