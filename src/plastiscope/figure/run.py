@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from plastiscope.figure.accuracy import TRAINING, accuracy_matrix, accuracy_over_epochs
 from plastiscope.figure.csl import draw_csl
+from plastiscope.figure.dormant import draw_dormancy
 from plastiscope.figure.representation import quantities_over_epochs
 from plastiscope.figure.style import save
 from plastiscope.run.log import read_rows
@@ -31,7 +32,7 @@ def draw_run(folder: Path) -> list[Path]:
     """Draw what the run in `folder` has data for into <folder>/figures.
 
     Returns:
-        The files written: accuracy_per_task.png, accuracy_matrix.png, representation.png, csl_*.png.
+        The files written: accuracy_per_task.png, accuracy_matrix.png, representation.png, csl_*.png, dormant_*.png.
     """
     rows, target = read_rows(folder / "metrics.jsonl"), folder / "figures"
     written = []
@@ -49,7 +50,7 @@ def draw_run(folder: Path) -> list[Path]:
         written.append(save(figure, target / "representation.png"))
     for columns, definition in _csl(folder):
         written += draw_csl(columns, definition, target)
-    return written
+    return written + draw_dormancy(folder, epoch_rows, boundaries)
 
 
 def _epochs(rows: list[Row]) -> Array:
