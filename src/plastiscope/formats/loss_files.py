@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from plastiscope.error import DataError
-from plastiscope.formats.content import check_ids, decimal_number, read_vector, whole_number, write_array
+from plastiscope.formats.content import decimal_number, read_vector, whole_number, write_array
+from plastiscope.formats.sample_trees import Tree, files_of, read_ids
 from plastiscope.formats.scoring_facts import facts_path, read_facts
 
 Values = npt.NDArray[np.float32]
@@ -132,6 +133,22 @@ def find_loss_files(
     is_b = ("loss", "B") in by_scheme and ("loss", "A") not in by_scheme
     facts = read_facts(facts_path(folder, dataset, *((run_idx, noise_level) if is_b else ())))
     return LossFiles(folder, dataset, losses, gradients, by_scheme.get(("sample_ids", "A"), {}), facts)
+
+
+def loss_tree(root: Path, dataset: str) -> LossFiles:
+    """The losses of a tree epoch_{E:04d}, whose folders hold ids of their own.
+
+    Raises:
+        DataError: no such tree, or no losses in it.
+    """
+    losses = files_of(root, Tree.loss, "loss")
+    if not losses:
+        raise DataError(f"{root} has no per_sample_losses.npy in its folders.")
+    gradients, ids = files_of(root, Tree.loss, "loss_grad"), files_of(root, Tree.loss, "ids")
+    missing = next((epoch for epoch in losses if epoch not in ids), None)
+    if missing is not None:
+        raise DataError(f"{losses[missing]} (epoch {missing}) has no per_sample_ids.csv, and row i is not sample i.")
+    return LossFiles(root, dataset, losses, gradients, ids, read_facts(facts_path(root, "loss")))
 
 
 def _parse(name: str, dataset: str, run_idx: int, noise_level: float) -> tuple[str, str, int] | None:
@@ -252,7 +269,7 @@ def read_losses(files: LossFiles, epochs: list[int] | None = None, fill: bool = 
 
 def _ids(files: LossFiles, epoch: int) -> npt.NDArray[np.int64] | None:
     path = files.ids.get(epoch)
-    return None if path is None else check_ids(read_vector(path), path)
+    return None if path is None else read_ids(path)
 
 
 def _all_ids(files: LossFiles, epochs: list[int]) -> npt.NDArray[np.int64]:

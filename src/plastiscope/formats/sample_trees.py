@@ -115,6 +115,17 @@ def main_file(root: Path, tree: Tree, epoch: int) -> Path:
     return epoch_folder(root, epoch) / next(iter(_NAMES[tree].arrays.values()))
 
 
+def files_of(root: Path, tree: Tree, quantity: str) -> dict[int, Path]:
+    """The files of a quantity, or of "ids" or "labels", by epoch; only epochs that have one.
+
+    Raises:
+        DataError: as `epochs_of`.
+    """
+    names = _NAMES[tree]
+    name = {"ids": names.ids, "labels": names.labels, **names.arrays}[quantity]
+    return {epoch: folder / name for epoch, folder in epochs_of(root).items() if (folder / name).exists()}
+
+
 def statistics(values: npt.ArrayLike) -> dict[str, float]:
     """Mean, standard deviation (divisor n), smallest and largest value, as the metadata have them."""
     x = np.asarray(values, np.float64)
@@ -191,7 +202,7 @@ def read_epoch(root: Path, tree: Tree, epoch: int, ids: Ids | None = None) -> Ep
             values[name] = read_vector(folder / file).astype(np.float32)
         elif name not in names.optional:
             raise DataError(f"{folder} (epoch {epoch}) has no {file}: it is not complete.")
-    found = _read_ids(folder / names.ids) if (folder / names.ids).exists() else ids
+    found = read_ids(folder / names.ids) if (folder / names.ids).exists() else ids
     if found is None:
         raise DataError(
             f"{folder} (epoch {epoch}) has no {names.ids}, and row i is not sample i; give the ids of its rows."
@@ -216,6 +227,11 @@ def _write_ids(path: Path, ids: Ids) -> None:
         write_array(path, ids)
 
 
-def _read_ids(path: Path) -> Ids:
+def read_ids(path: Path) -> Ids:
+    """Sample ids of an array, or of the column sample_id of a CSV.
+
+    Raises:
+        DataError: ids that repeat or are no integers.
+    """
     raw = read_columns(path, ["sample_id"])["sample_id"] if path.suffix == ".csv" else read_vector(path)
     return check_ids(raw, path)

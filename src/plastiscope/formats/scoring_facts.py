@@ -59,7 +59,8 @@ def claim(path: Path, facts: dict[str, Any], origin: Sequence[str], outputs: Ite
 def note_scored(path: Path, epoch: int, checkpoint: Path, main_file: Path) -> None:
     """Say that an epoch is complete: all its files are written, from the checkpoint as it is now."""
     facts = read_facts(path)
-    scored = facts.get(_SCORED, {}) | {str(epoch): {"checkpoint": _stamp(checkpoint), "file": main_file.name}}
+    entry = {"checkpoint": _stamp(checkpoint), "file": str(main_file.relative_to(path.parent))}
+    scored = facts.get(_SCORED, {}) | {str(epoch): entry}
     write_json(path, facts | {_SCORED: scored})
 
 
