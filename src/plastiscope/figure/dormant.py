@@ -200,5 +200,5 @@ def _dead(path: Path, name: str) -> Array:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as shares:
             return np.concatenate([shares[key] == 1 for key in shares if key.startswith(f"{name}/")])
-    except (OSError, ValueError, BadZipFile) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise RunError(f"{path} cannot be read ({error}); delete its folder to draw the others") from None

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -162,9 +163,9 @@ def share_out(folder: Path, parts: int, compute: Callable[[int], Part], processe
 
 def _read(path: Path) -> Part:
     try:
-        with np.load(path, allow_pickle=False) as part:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as part:
             return dict(part)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise RunError(
             f"{path} cannot be read ({error}); delete it and start again: only this part is redone"
         ) from None
