@@ -72,14 +72,11 @@ class Csl(SampleAnalysis):
             require(value is None or value >= 1, field, value, "must be 1 or more, or null")
         self._margins = PresentedMargins()
 
-    def on_task_begin(self, context: Context) -> Numbers:
-        """Score the untrained network, if it is asked for."""
-        if context.is_replay and self.mode is not Mode.posthoc:
-            raise ConfigError(
-                f"{self.name}.mode={self.mode.name}: online values come from the training steps, and saved weights "
-                f"are not trained; set {self.name}.mode=posthoc"
-            )
-        return super().on_task_begin(context)
+    def needs_training(self) -> str:
+        """Why saved weights are not enough, unless every value comes from a pass over them."""
+        if self.mode is Mode.posthoc:
+            return ""
+        return f"with mode={self.mode.name} takes values from the training steps; set {self.name}.mode=posthoc"
 
     def on_batch_end(self, context: Context) -> None:
         """Keep the step's outputs for the margins."""
@@ -95,8 +92,7 @@ class Csl(SampleAnalysis):
         if self.mode is not Mode.posthoc and self.is_due(context.epochs_completed):
             values = presented_values(context, self._margins.all(), len(self.samples(context)))
             self._margins = PresentedMargins()
-            due = [e for e in context.epochs_of_task() if self.is_due(e)]
-            numbers |= self.record(context, values, due)
+            numbers |= self.record(context, values, [e for e in self.epochs(context) if e > 0])
         return numbers
 
     def on_task_end(self, context: Context) -> Numbers:

@@ -44,6 +44,7 @@ class SampleAnalysis(Analysis):
         super().__post_init__()
         require(self.batch_size >= 1, "batch_size", self.batch_size, "must be 1 or more")
         self._population: tuple[Task, ScoredSamples] | None = None
+        self._epochs: tuple[Task, list[int]] | None = None
 
     @abstractmethod
     def score(self, context: Context, task: Task) -> Score:
@@ -63,8 +64,13 @@ class SampleAnalysis(Analysis):
 
     def epochs(self, context: Context) -> list[int]:
         """Epochs completed at which the current task's samples are scored, the row axis of what this measures."""
-        asked = [e for e in context.epochs_of_task() if e > 0 and self.is_due(e)]
-        return [0, *asked] if self.initial and context.task_idx == 0 else asked
+        task = context.current_task
+        if self._epochs is None or self._epochs[0] is not task:
+            there = context.epochs_of_task()
+            has_initial = self.initial and context.task_idx == 0 and (not context.is_replay or 0 in there)
+            due = [e for e in there if e > 0 and self.is_due(e)]
+            self._epochs = (task, [0, *due] if has_initial else due)
+        return self._epochs[1]
 
     def samples(self, context: Context) -> ScoredSamples:
         """The samples of the current task's block."""
