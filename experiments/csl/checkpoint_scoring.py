@@ -1,7 +1,10 @@
 """Published checkpoints of CIFAR-100 networks, scored sample by sample: what all scoring commands share."""
 
+import argparse
 import hashlib
 import json
+import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +18,17 @@ from plastiscope.data.cifar100 import Cifar100
 from plastiscope.data.partition import validation_mask
 from plastiscope.data.samples import Batch, Samples
 from plastiscope.error import DataError, RunError
-from plastiscope.formats.checkpoints import CheckpointFolder, by_presentation, family, first_difference
+from plastiscope.formats.checkpoints import (
+    CheckpointFolder,
+    Layout,
+    Wanted,
+    by_presentation,
+    family,
+    find_checkpoints,
+    first_difference,
+)
 from plastiscope.formats.content import read_vector
+from plastiscope.formats.sample_trees import EpochScores
 from plastiscope.formats.scoring_facts import claim, is_scored, note_scored
 from plastiscope.measure.class_schedule import ClassSchedule
 from plastiscope.measure.loss import Loss, per_sample_loss
@@ -53,18 +65,20 @@ class Scorer:
         class_order: classes in the order of presentation, of incremental runs; None = all are in training always.
         batch_size: images at once.
         processes: who shares the work.
+        schedule: how many classes are in training after so many epochs.
     """
 
     samples: Samples
     class_order: tuple[int, ...] | None
     batch_size: int
     processes: Processes
+    schedule: ClassSchedule = SCHEDULE
 
     def active(self, epoch: int) -> tuple[Samples, int | None]:
         """The images of the classes in training, their targets as the loss sees them, and how many classes it sees."""
         if self.class_order is None:
             return self.samples, None
-        classes = self.class_order[: SCHEDULE.classes_seen(epoch)]
+        classes = self.class_order[: self.schedule.classes_seen(epoch)]
         return presented(self.samples, classes, classes), len(classes)
 
     def score(
@@ -128,7 +142,8 @@ def network(
     if class_order is not None and max(class_order) >= outputs:
         raise RunError(f"{source} has {outputs} outputs, and the class order has class {max(class_order)}.")
     if class_order is not None:
-        state, outputs = by_presentation(state, head, class_order), len(class_order)
+        others = [c for c in range(outputs) if c not in class_order]
+        state = by_presentation(state, head, [*class_order, *others])
     net = kind(width=width).make((3, 32, 32), outputs)
     difference = first_difference(net.state_dict(), state)
     if difference:
@@ -185,6 +200,50 @@ def read_class_order(path: Path) -> tuple[int, ...]:
     return tuple(order.tolist())
 
 
+def class_order_of(model_dir: Path, given: Path | None, index: int, strict: bool) -> tuple[int, ...] | None:
+    """The class order of published results: the given file, or class_order/index-{i}.npy beside the snapshots.
+
+    Without either, None and a warning: all classes count as in training, so that classes that have not entered are
+    scored too.
+
+    Raises:
+        DataError: no class order, when strict; or a file that is none.
+    """
+    beside = model_dir.resolve().parent / "class_order" / f"index-{index}.npy"
+    if given is not None or beside.exists():
+        return read_class_order(given or beside)
+    text = f"there is no class order {beside}, so all classes count as in training at every epoch"
+    if strict:
+        raise DataError(f"{text}; put the file of the run there.")
+    warnings.warn(text, stacklevel=2)
+    return None
+
+
+def find_snapshots(options: argparse.Namespace) -> CheckpointFolder:
+    """The snapshots of --model_dir and --experiment_index."""
+    return find_checkpoints(options.model_dir, Layout.incremental_cifar, Wanted(index=options.experiment_index))
+
+
+def tree_facts(options: argparse.Namespace, order: tuple[int, ...] | None) -> dict[str, Any]:
+    """What stands beside a tree of scores."""
+    return {
+        "model_dir": str(options.model_dir.resolve()),
+        "experiment_index": options.experiment_index,
+        "normalization": options.normalization,
+        "class_order": order and list(order),
+        "logit_scope": "all" if order is None else "active",
+        "mode": "posthoc",
+        "contains_l2": False,
+        "split": "train and validation",
+    }
+
+
+def epoch_scores(epoch: int, samples: Samples, values: Part, **metadata: object) -> EpochScores:
+    """Scores of images with their ids and classes."""
+    ids, labels = samples.ids.cpu().numpy(), samples.labels.cpu().numpy()
+    return EpochScores(epoch, ids, labels, values, metadata)
+
+
 @dataclass(frozen=True)
 class Claim:
     """The right to write the files of one run into a folder, and what of them is complete.
@@ -215,7 +274,7 @@ def score_each(
     claimed: Claim,
     scorer: Scorer,
     score: Score,
-    write: Callable[[int, Samples, Part], Path],
+    write: Callable[[int, Samples, Part, float], Path],
     name_of: Callable[[int], int] = lambda epoch: epoch,
 ) -> None:
     """Score checkpoints one after the other and write each as soon as it is done; what is complete stays.
@@ -226,7 +285,8 @@ def score_each(
         claimed: of the folder.
         scorer: samples, schedule, processes.
         score: what to compute of a batch.
-        write: (number of the epoch in file names, samples, values) -> the main file; called in the first process only.
+        write: (number of the epoch in file names, samples, values, seconds) -> the main file; called in the first
+            process only.
         name_of: number of the epoch in file names.
     """
     waiting = [e for e in epochs if not is_scored(claimed.path, name_of(e), checkpoints.path(e))]
@@ -234,9 +294,11 @@ def score_each(
     for epoch in epochs:
         number, path = name_of(epoch), checkpoints.path(epoch)
         if epoch in waiting:
+            begin = time.perf_counter()
             samples, values = scorer.score(checkpoints.load(epoch), path, epoch, score, claimed.parts(number))
             if scorer.processes.is_first:
-                note_scored(claimed.path, number, path, write(number, samples, values))
+                main_file = write(number, samples, values, time.perf_counter() - begin)
+                note_scored(claimed.path, number, path, main_file)
         if scorer.processes.is_first:
             print(f"epoch {number}: {'scored' if epoch in waiting else 'was there'}", flush=True)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from published_options import add_run_options, add_strict, find_files, kept_epochs, run
+from published_options import add_run_options, add_strict, enough_for_a_sum, find_files, kept_epochs, run
 
 from plastiscope.error import DataError
 from plastiscope.formats.csl_files import write_csl
@@ -25,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epoch_step", type=int, default=1)
     options = parser.parse_args(arguments)
     files = find_files(options, options.input_dir)
-    kept = kept_epochs(list(files.losses), options, options.input_dir, gap_is_error=options.strict)
+    span = (options.start_epoch, options.end_epoch, options.epoch_step)
+    kept = kept_epochs(list(files.losses), options.input_dir, *span, gap_is_error=options.strict)
     aggregate(files, kept, options, {"input_dir": str(options.input_dir), "source": "per_samples"})
 
 
@@ -43,6 +44,7 @@ def add_aggregation_options(parser: argparse.ArgumentParser) -> None:
 
 def aggregate(files: LossFiles, kept: list[int], options: argparse.Namespace, source: dict[str, Any]) -> None:
     """Aggregate the kept epochs of `files` and say what was done."""
+    enough_for_a_sum(kept, files.folder, options.strict)
     series = read_losses(files, kept, fill=not options.strict)
     csl, lt, facts = csl_and_learning_time(series, active=is_class_incremental(files))
     said = files.facts.get("grad_kind")

@@ -30,10 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def from_losses(options: argparse.Namespace) -> None:
     """What compute_csl does."""
-    options.epoch_step = 1 if options.epoch_step is None else options.epoch_step
     folder = options.input_dir or Path("./results/per_sample_losses")
     files = find_files(options, folder)
-    kept = kept_epochs(list(files.losses), options, folder, gap_is_error=options.strict)
+    step = 1 if options.epoch_step is None else options.epoch_step
+    kept = kept_epochs(
+        list(files.losses), folder, options.start_epoch, options.end_epoch, step, gap_is_error=options.strict
+    )
     aggregate(files, kept, options, {"input_dir": str(folder), "source": options.source})
 
 
@@ -43,7 +45,8 @@ def from_snapshots(options: argparse.Namespace) -> None:
         if getattr(options, name) is None:
             raise DataError(f"--source model_parameters needs --{name}.")
     checkpoints = snapshots(options)
-    kept = kept_epochs(checkpoints.epochs(), options, checkpoints.folder, gap_is_error=True)
+    span = (options.start_epoch, options.end_epoch, options.epoch_step)
+    kept = kept_epochs(checkpoints.epochs(), checkpoints.folder, *span, gap_is_error=True)
     folder = score_snapshots(options, checkpoints, kept, options.per_sample_out_dir)
     aggregate(find_files(options, folder), kept, options, {"input_dir": str(folder), "source": options.source})
 

@@ -3,11 +3,12 @@
 import argparse
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from plastiscope.error import DataError, PlastiscopeError
 from plastiscope.formats.loss_files import LossFiles, find_loss_files
+from plastiscope.run.processes import leave_processes
 
 
 def run(main: Callable[[], None]) -> None:
@@ -18,6 +19,8 @@ def run(main: Callable[[], None]) -> None:
     except PlastiscopeError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    finally:
+        leave_processes()
 
 
 def truth(text: str) -> bool:
@@ -43,10 +46,8 @@ def add_strict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strict", action="store_true", help="refuse what the published command passes over")
 
 
-def add_scoring_options(parser: argparse.ArgumentParser, normalization: str) -> None:
-    """--batch_size, --num_workers, --device, --normalization: how checkpoints are scored."""
-    parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--num_workers", type=int, default=4, help="accepted and unused: the images lie in memory")
+def add_device(parser: argparse.ArgumentParser, normalization: str = "lop") -> None:
+    """--device and --normalization: where and how images are scored."""
     parser.add_argument("--device", default="auto", help="auto takes a CUDA device if there is one")
     parser.add_argument(
         "--normalization",
@@ -54,6 +55,19 @@ def add_scoring_options(parser: argparse.ArgumentParser, normalization: str) -> 
         default=normalization,
         help="mean and std of the images, as in incremental CIFAR or as in the noisy-label study",
     )
+
+
+def add_batches(parser: argparse.ArgumentParser) -> None:
+    """--batch_size and --num_workers."""
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--num_workers", type=int, default=4, help="accepted and unused: the images lie in memory")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """--data_path, --model_dir, --experiment_index: snapshots of incremental CIFAR."""
+    parser.add_argument("--data_path", type=Path, required=True)
+    parser.add_argument("--model_dir", type=Path, required=True)
+    parser.add_argument("--experiment_index", type=int, default=0)
 
 
 def find_files(options: argparse.Namespace, folder: Path) -> LossFiles:
@@ -73,47 +87,62 @@ def find_files(options: argparse.Namespace, folder: Path) -> LossFiles:
     )
 
 
-def kept_epochs(there: list[int], options: argparse.Namespace, where: Path, gap_is_error: bool) -> list[int]:
+def kept_epochs(
+    there: Sequence[int], where: Path, start: int | None, end: int | None, step: int | None, gap_is_error: bool
+) -> list[int]:
     """The epochs of the grid start, start + step, ... end that are there.
 
     Args:
-        there: epochs that have a file.
-        options: start_epoch, end_epoch, epoch_step, strict; without a step all that are there.
+        there: epochs that have a file, ascending.
         where: for what is said.
+        start: first epoch; None = the first there is, or 0 with a step.
+        end: last epoch, included; None = the last there is.
+        step: of the grid; None = whatever is there between start and end.
         gap_is_error: whether a missing epoch of the grid is refused; otherwise it is left out, with a warning.
 
     Raises:
-        DataError: a gap that is an error, or nothing is left; when strict also if one epoch is left.
+        DataError: a gap that is an error, or nothing is left.
     """
-    step = options.epoch_step
     if step is not None and step < 1:
-        raise DataError(f"--epoch_step {step} must be 1 or more.")
-    inside = [epoch for epoch in there if options.start_epoch <= epoch <= options.end_epoch]
-    grid = inside if step is None else range(options.start_epoch, options.end_epoch + 1, step)
-    missing = [epoch for epoch in grid if epoch not in inside]
-    kept = [epoch for epoch in grid if epoch in inside]
+        raise DataError(f"a step of {step} epochs: must be 1 or more.")
+    first, last = start or 0, max(there, default=0) if end is None else end
+    inside = {epoch for epoch in there if first <= epoch <= last}
+    grid = sorted(inside) if step is None else list(range(first, last + 1, step))
+    return _those_there(grid, inside, where, f"from {first} to {last}", gap_is_error)
+
+
+def _those_there(grid: list[int], inside: set[int], where: Path, what: str, gap_is_error: bool) -> list[int]:
+    missing, kept = [e for e in grid if e not in inside], [e for e in grid if e in inside]
     if missing and gap_is_error:
         raise DataError(
-            f"{where} has no epoch {missing[0]} ({len(missing)} of the {len(grid)} epochs asked for are missing); "
-            "ask for the epochs there are by --start_epoch, --end_epoch and --epoch_step, or complete them."
+            f"{where} has no epoch {missing[0]} ({len(missing)} of the {len(grid)} epochs asked for are missing); ask "
+            "for the epochs there are by their start, end and step, or complete them."
         )
     if not kept:
-        raise DataError(
-            f"{where} has none of the epochs {options.start_epoch} to {options.end_epoch} by {step}; there are "
-            f"{', '.join(map(str, there[:5]))}{' ...' if len(there) > 5 else ''}."
-        )
+        raise DataError(f"{where} has none of the epochs asked for, {what}.")
     if missing:
         warnings.warn(
             f"{where} has {len(kept)} of the {len(grid)} epochs asked for, epoch {missing[0]} is the first missing "
             "one; they are left out, as published",
-            stacklevel=2,
+            stacklevel=3,
         )
+    return kept
+
+
+def chosen_epochs(text: str, there: Sequence[int], where: Path, gap_is_error: bool) -> list[int]:
+    """The epochs of a list such as "0,500" that are there, with the warning or error of `kept_epochs`."""
+    try:
+        grid = sorted({int(word) for word in text.split(",")})
+    except ValueError:
+        raise DataError(f"--epochs {text}: give numbers with commas between them, such as 0,500.") from None
+    return _those_there(grid, set(there), where, text, gap_is_error)
+
+
+def enough_for_a_sum(kept: list[int], where: Path, strict: bool) -> list[int]:
+    """The kept epochs; a warning, or a DataError when strict, if there is but one."""
     if len(kept) < 2:
-        text = (
-            f"only epoch {kept[0]} of {where} remains between --start_epoch {options.start_epoch} and --end_epoch "
-            f"{options.end_epoch}; a cumulative loss of one epoch is a loss"
-        )
-        if options.strict:
+        text = f"only epoch {kept[0]} of {where} remains; a cumulative loss of one epoch is a loss"
+        if strict:
             raise DataError(f"{text}: ask for more epochs.")
         warnings.warn(text, stacklevel=2)
     return kept

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from checkpoint_scoring import Claim, Scorer, choose_device, cifar100, losses, score_each
-from published_options import add_run_options, add_scoring_options, add_strict, kept_epochs, run, truth
+from published_options import add_batches, add_device, add_run_options, add_strict, kept_epochs, run, truth
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.checkpoint_dir, Layout.noisy_cifar, Wanted(index=None, run=options.run_idx, noise=options.noise_level)
     )
     numbers = [completed - 1 for completed in checkpoints.epochs()]  # names count from 0, after the first epoch
-    kept = kept_epochs(numbers, options, checkpoints.folder, gap_is_error=options.strict)
+    span = (options.start_epoch, options.end_epoch, options.epoch_step)
+    kept = kept_epochs(numbers, checkpoints.folder, *span, gap_is_error=options.strict)
     samples = labelled(options)
     scorer = Scorer(samples, None, options.batch_size, Processes())
     run_names = (options.run_idx, options.noise_level)
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     outputs = [options.output_dir / loss_name("loss", DATASET, epoch, *run_names) for epoch in kept]
     claimed = Claim.make(path, facts(options), ORIGIN, outputs)
 
-    def write(epoch: int, _: Samples, values: Part) -> Path:
+    def write(epoch: int, _: Samples, values: Part, __: float) -> Path:
         write_losses(options.output_dir, DATASET, epoch, values["loss"], values["grad"], *run_names)
         return options.output_dir / loss_name("loss", DATASET, epoch, *run_names)
 
@@ -69,7 +70,8 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--dataset", choices=[DATASET], default=DATASET)
     parser.add_argument("--data_dir", type=Path, default=Path("./data"))
-    add_scoring_options(parser, "csl_mem")
+    add_batches(parser)
+    add_device(parser, "csl_mem")
     parser.add_argument("--parallel", type=truth, default=False, help="accepted and unused")
     parser.add_argument("--checkpoint_dir", type=Path, default=Path("./pretrained/cifar100/"))
     parser.add_argument("--output_dir", type=Path, default=Path("./results/per_sample_losses/"))

@@ -24,7 +24,7 @@ from checkpoint_scoring import (
     read_class_order,
     score_each,
 )
-from published_options import add_scoring_options, add_strict, run, truth
+from published_options import add_batches, add_device, add_strict, kept_epochs, run, truth
 
 from plastiscope.data.samples import Samples
 from plastiscope.formats.checkpoints import CheckpointFolder, Layout, Wanted, find_checkpoints
@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_strict(parser)
     options = parser.parse_args(arguments)
     checkpoints = snapshots(options)
-    first, last = options.start_epoch, options.end_epoch
-    epochs = [e for e in checkpoints.epochs() if (first is None or first <= e) and (last is None or e <= last)]
+    span = (options.start_epoch, options.end_epoch, None)
+    epochs = kept_epochs(checkpoints.epochs(), checkpoints.folder, *span, gap_is_error=True)
     print(score_snapshots(options, checkpoints, epochs, options.output_dir))
 
 
@@ -58,7 +58,8 @@ def add_results_options(parser: argparse.ArgumentParser, required: bool) -> None
     parser.add_argument("--data_path", type=Path, required=required)
     parser.add_argument("--experiment_index", type=int, default=0)
     parser.add_argument("--compute_grad", type=truth, default=True)
-    add_scoring_options(parser, "lop")
+    add_batches(parser)
+    add_device(parser)
 
 
 def snapshots(options: argparse.Namespace) -> CheckpointFolder:
@@ -89,7 +90,7 @@ def score_snapshots(
     scorer = Scorer(samples, order, options.batch_size, Processes())
     write_array(folder / f"split_{DATASET}.npy", is_validation(samples).astype(np.uint8))
 
-    def write(epoch: int, scored: Samples, values: Part) -> Path:
+    def write(epoch: int, scored: Samples, values: Part, _: float) -> Path:
         rows = {name: full_row(scorer, scored, row) for name, row in values.items()}
         write_losses(folder, DATASET, epoch, rows["loss"], rows.get("grad"))
         return folder / loss_name("loss", DATASET, epoch)
