@@ -52,7 +52,7 @@ class SampleAnalysis(Analysis):
 
     def on_task_begin(self, context: Context) -> Numbers:
         """Score the untrained network, if it is asked for."""
-        if self.initial and context.epochs_completed == 0:
+        if context.epochs_completed == 0 and 0 in self.epochs(context):
             return self.look(context)
         return {}
 
