@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from plans import make_plan
+from plastiscope import experiment
 from plastiscope.error import RunError
-from plastiscope.experiment import run
 from plastiscope.run import sample_store
 from plastiscope.run.sample_store import SampleBlock, SampleLabels, SampleStore
 
@@ -71,21 +71,25 @@ def test_a_row_counts_after_the_next_sync_and_not_before(tmp_path):
 
 
 def test_the_marks_follow_the_values_to_the_disk(tmp_path, monkeypatch):
-    order = []
-    write_marks = SampleBlock._write_marks
-    monkeypatch.setattr(sample_store.MatrixFile, "sync", lambda self: order.append("values"))
-    monkeypatch.setattr(SampleBlock, "_small_files_to_disk", lambda self: order.append("names"))
-    monkeypatch.setattr(
-        SampleBlock, "_write_marks", lambda self, metric, done: (order.append("mark"), write_marks(self, metric, done))
-    )
-    store = SampleStore(tmp_path / "samples")
+    store, to_disk, calls = SampleStore(tmp_path / "samples"), sample_store.to_disk, []
+
+    def watched(paths):
+        paths = list(paths)
+        calls.append(sorted(path.name for path in paths))
+        assert not np.isnan(store.block(0).matrix("loss")[len(calls) // 3]).any()
+        assert store.block(0).done("loss").sum() == len(calls) // 2
+        to_disk(paths)
+
+    monkeypatch.setattr(sample_store, "to_disk", watched)
     for epoch in (1, 2):
         for metric in ("loss", "margin"):
             store.open(0, labels(IDS), AXIS).write(metric, epoch, row(epoch))
         store.sync()
         store.sync()
-    assert order == ["values", "values", "names", "mark", "mark", "values", "values", "mark", "mark"]
     store.close()
+    small = ["entry_task.npy", "epochs_completed.npy", "ids.npy", "labels.npy", "labels_trained.npy", "split.npy"]
+    values, marks = ["loss.npy", "margin.npy"], ["loss.done", "margin.done"]
+    assert calls == [sorted([*values, *small, "samples", "task_0000"]), marks, values, marks]
 
 
 def test_a_kill_at_any_place_changes_nothing(tmp_path):
@@ -100,7 +104,8 @@ def test_a_kill_at_any_place_changes_nothing(tmp_path):
         assert [name for name in whole if whole[name] != killed[name]] == [], event
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "_draw", lambda folder: None)  # slow, and no part of this
     plan = ["data.samples_per_class=12", "num_tasks=2", "epochs=3", "batch_size=16", "threads=1", "net=mlp",
             "net.widths=[8]", "analysis=[csl]", "csl.mode=both", "checkpoint_every_s=0", "selection=last"]  # fmt: skip
     program = f"""
@@ -123,8 +128,8 @@ run(make_plan(*{plan}), __import__("pathlib").Path({str(tmp_path / "killed")!r})
     assert ended.returncode == -signal.SIGKILL
     left = SampleStore(tmp_path / "killed/samples").block(0)
     assert 0 < left.done("loss").sum() < 3
-    run(make_plan(*plan), tmp_path / "killed")
-    run(make_plan(*plan), tmp_path / "whole")
+    for folder in ("killed", "whole"):
+        experiment.run(make_plan(*plan), tmp_path / folder)
     killed, whole = contents(tmp_path / "killed/samples"), contents(tmp_path / "whole/samples")
     assert killed.keys() == whole.keys() and [name for name in whole if whole[name] != killed[name]] == []
 

@@ -270,7 +270,7 @@ class Aggregation:
         return measure
 
     def _pieces(self, role: str, samples: slice, task: int | None = None) -> Iterator[Piece]:
-        pieces = self._views[role].pieces(samples, self.kept_epochs(role), task)
+        pieces = self._views[role].pieces(samples, None if self.epochs is None else self.kept_epochs(role), task)
         return (piece for piece in pieces if piece.values.size)
 
     def _slices(self) -> Iterator[slice]:

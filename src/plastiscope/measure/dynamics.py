@@ -233,6 +233,14 @@ def csl_task(losses: npt.ArrayLike, tasks: npt.ArrayLike) -> dict[int, Floats]:
     return {int(t): csl_sum(rows[of_row == t]) for t in np.unique(of_row)}
 
 
+def csl_all(losses: npt.ArrayLike) -> Floats:
+    """csl_sum of the cross-entropy over all outputs of the network, over all epochs (metric loss_all), [N].
+
+    In a class-incremental run it measures when a class enters, not how hard a sample is.
+    """
+    return csl_sum(losses)
+
+
 def loss_final(losses: npt.ArrayLike) -> Floats:
     """Loss in the last active epoch, [N]."""
     return of_losses(losses).loss_final

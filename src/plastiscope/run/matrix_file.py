@@ -1,7 +1,8 @@
 """A float32 matrix as an .npy file that begins as NaN and is written row by row, in place."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
@@ -13,9 +14,6 @@ from plastiscope.error import RunError
 
 Shape = tuple[int, int]
 
-to_disk = getattr(os, "fdatasync", os.fsync)
-"""Wait until what was written to a file is on the disk."""
-
 
 class MatrixFile:
     """An open matrix, to write rows into."""
@@ -26,18 +24,31 @@ class MatrixFile:
         self._offset, self._row_bytes = offset, 4 * columns
 
     def write(self, row: int, values: npt.NDArray[np.float32]) -> None:
-        """Write a row; it may wait in memory until `sync`."""
+        """Write a row; it may wait in memory until `flush`."""
         self._file.seek(self._offset + row * self._row_bytes)
         self._file.write(np.ascontiguousarray(values, "<f4").data)
 
-    def sync(self) -> None:
-        """Bring all rows written so far to the disk."""
+    def flush(self) -> None:
+        """Hand all rows written so far to the operating system."""
         self._file.flush()
-        to_disk(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def to_disk(paths: Iterable[Path]) -> None:
+    """Wait until what was written to these files and folders is on the disk; all at once, which is much faster."""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(_to_disk, paths))
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def make_matrix(path: Path, shape: Shape) -> None:

@@ -15,7 +15,7 @@ exists once its marks do, which are made last; a block once its folder has its n
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -216,20 +216,23 @@ class SampleBlock:
             )
         if opened.done[row]:
             opened.done[row] = False
-            self._write_marks(metric, opened.done)
+            self._write_marks({metric: opened.done})
         opened.file.write(row, values)
         opened.waiting.add(row)
 
     def sync(self) -> None:
         """Bring the rows written since the last time to the disk, then mark them."""
         waiting = {metric: opened for metric, opened in self._open.items() if opened.waiting}
+        if not waiting:
+            return
         for opened in waiting.values():
-            opened.file.sync()
-        if any(opened.is_new for opened in waiting.values()):
-            self._small_files_to_disk()
-        for metric, opened in waiting.items():
+            opened.file.flush()
+        new = any(opened.is_new for opened in waiting.values())
+        to_disk([*map(self._path, waiting), *(self._small_files() if new else [])])
+        for opened in waiting.values():
             opened.done[list(opened.waiting)] = True
-            self._write_marks(metric, opened.done)
+        self._write_marks({metric: opened.done for metric, opened in waiting.items()})
+        for opened in waiting.values():
             opened.waiting.clear()
             opened.is_new = False
 
@@ -248,7 +251,7 @@ class SampleBlock:
             done = self.done(metric)
             kept = done & (self.epochs(metric) <= epochs_completed)
             if (kept != done).any():
-                self._write_marks(metric, kept)
+                self._write_marks({metric: kept})
 
     def array(self, name: str, mapped: bool = False) -> npt.NDArray:
         """One of the small arrays: ids, labels, labels_trained, split, entry_task, epochs_completed.
@@ -292,21 +295,18 @@ class SampleBlock:
         temporary.write_bytes(bytes(rows))
         os.replace(temporary, self._marks(metric))
 
-    def _write_marks(self, metric: str, done: npt.NDArray[np.bool_]) -> None:
-        with open(self._marks(metric), "r+b") as file:
-            file.write(done.astype(np.uint8).tobytes())
-            file.flush()
-            to_disk(file.fileno())
+    def _write_marks(self, marks: Mapping[str, npt.NDArray[np.bool_]]) -> None:
+        """Overwrite the marks of some metrics."""
+        for metric, done in marks.items():
+            with open(self._marks(metric), "r+b") as file:
+                file.write(done.astype(np.uint8).tobytes())
+        to_disk(map(self._marks, marks))
 
-    def _small_files_to_disk(self) -> None:
-        """Bring what makes the rows readable to the disk: ids, labels, row axes, and the names of all files."""
-        paths = [path for path in self.folder.glob("*.npy") if path.stem in {*TYPES, "epochs_completed"}]
-        for path in [*paths, self.folder, self.folder.parent]:
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+    def _small_files(self) -> list[Path]:
+        """What makes the rows readable: ids, labels, row axes, and the folders, which hold the names of all files."""
+        axes = self.folder.glob("*.epochs.npy")
+        small = (self.folder / f"{name}.npy" for name in (*TYPES, "epochs_completed"))
+        return [*small, *axes, self.folder, self.folder.parent]
 
 
 class SampleStore:

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from plastiscope.error import RunError
-from plastiscope.run.sample_store import Ids, Place, SampleBlock, SampleStore, Values
+from plastiscope.run.sample_store import Ids, Place, SampleStore, Values
 
-SAMPLES_AT_ONCE = 65_536
+SAMPLES_AT_ONCE = 131_072
 """Columns that a pass over the samples holds."""
 VALUES_AT_ONCE = 1 << 19
 """Numbers in a piece, unless one row of it has more."""
@@ -62,7 +62,7 @@ class SampleView:
         if ids is not None and (ids[1:] <= ids[:-1]).any():
             raise RunError(f"the ids asked of {store.folder} do not ascend; sort them and ask for each once")
         self.ids = union(store.block(k).ids for k in self._done) if ids is None else ids
-        axes = {k: blocks[k].epochs(metric) for k in self._done}
+        self._axes = axes = {k: blocks[k].epochs(metric) for k in self._done}
         at = sorted((e, k) for k, done in self._done.items() for e in axes[k][done].tolist())
         self.epochs_completed = np.array([e for e, _ in at], np.int32)
         self.tasks = np.array([k for _, k in at], np.int32)
@@ -115,10 +115,21 @@ class SampleView:
         ids = self.ids[samples]
         for k, done in self._done.items():
             if task in (None, k):
-                block = self._store.block(k)
-                axis = block.epochs(self.metric)
+                axis = self._axes[k]
                 rows = np.flatnonzero(done if epochs is None else done & np.isin(axis, epochs))
-                yield from _cut(block, self.metric, k, rows, *block.find(ids))
+                yield from self._cut(k, axis, rows, ids)
+
+    def _cut(self, task: int, axis: npt.NDArray[np.int32], rows: npt.NDArray[np.int64], ids: Ids) -> Iterator[Piece]:
+        """Some rows of a block for those of `ids` that it has, so many rows at once that a piece stays small."""
+        block = self._store.block(task)
+        where, columns = block.find(ids)
+        count = columns.stop - columns.start if isinstance(columns, slice) else len(columns)
+        size = max(1, VALUES_AT_ONCE // max(count, 1))
+        matrix = block.matrix(self.metric)
+        for start in range(0, len(rows), size):
+            some = rows[start : start + size]
+            values = matrix[:, columns][some] if isinstance(columns, slice) else matrix[np.ix_(some, columns)]
+            yield Piece(task, axis[some], where, np.asarray(values, order="C"))
 
     def slices(self, size: int = SAMPLES_AT_ONCE) -> Iterator[slice]:
         """The samples in order, `size` at a time, for passes that hold no more than so many columns."""
@@ -132,20 +143,15 @@ def union(some: Iterable[Ids], at_once: int = 1 << 21) -> Ids:
     for ids in some:
         waiting.append(ids)
         if len(waiting) > 2 and sum(map(len, waiting[1:])) > at_once:
-            waiting = [np.unique(np.concatenate(waiting))]
+            waiting = [_ascending(np.concatenate(waiting))]
     if len(waiting) == 1 and (waiting[0][1:] > waiting[0][:-1]).all():
         return waiting[0]
-    return np.unique(np.concatenate(waiting)) if waiting else np.empty(0, np.int64)
+    return _ascending(np.concatenate(waiting)) if waiting else np.empty(0, np.int64)
 
 
-def _cut(
-    block: SampleBlock, metric: str, task: int, rows: npt.NDArray[np.int64], where: Place, columns: Place
-) -> Iterator[Piece]:
-    """Some rows and columns of a block, so many rows at once that a piece stays small."""
-    matrix, axis = block.matrix(metric), block.epochs(metric)
-    count = columns.stop - columns.start if isinstance(columns, slice) else len(columns)
-    size = max(1, VALUES_AT_ONCE // max(count, 1))
-    for start in range(0, len(rows), size):
-        some = rows[start : start + size]
-        values = matrix[:, columns][some] if isinstance(columns, slice) else matrix[np.ix_(some, columns)]
-        yield Piece(task, axis[some], where, np.asarray(values, order="C"))
+def _ascending(ids: Ids) -> Ids:
+    """Each once, ascending; sorts in place."""
+    ids.sort()
+    is_first = np.ones(len(ids), np.bool_)
+    is_first[1:] = ids[1:] != ids[:-1]
+    return ids[is_first]
