@@ -18,16 +18,21 @@ from plastiscope.formats.loss_files import LossFiles, read_losses
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the options, write csl_*, lt_* and metrics_*."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--input_dir", type=Path, default=Path("./results/per_sample_losses"))
-    add_aggregation_options(parser)
-    parser.add_argument("--epoch_step", type=int, default=1)
-    options = parser.parse_args(arguments)
+    """Write csl_*, lt_* and metrics_*."""
+    options = read_options(arguments)
     files = find_files(options, options.input_dir)
     span = (options.start_epoch, options.end_epoch, options.epoch_step)
     kept = kept_epochs(list(files.losses), options.input_dir, *span, gap_is_error=options.strict)
     aggregate(files, kept, options, {"input_dir": str(options.input_dir), "source": "per_samples"})
+
+
+def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The published options, and those of ours."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--input_dir", type=Path, default=Path("./results/per_sample_losses"))
+    add_aggregation_options(parser)
+    parser.add_argument("--epoch_step", type=int, default=1)
+    return parser.parse_args(arguments)
 
 
 def add_aggregation_options(parser: argparse.ArgumentParser) -> None:

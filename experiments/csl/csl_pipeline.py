@@ -16,16 +16,21 @@ from plastiscope.error import DataError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the options, score if asked to, aggregate."""
+    """Score if asked to, aggregate."""
+    options = read_options(arguments)
+    from_losses(options) if options.source == "per_samples" else from_snapshots(options)
+
+
+def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The published options, and those of ours."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", choices=("per_samples", "model_parameters"), default="per_samples")
     parser.add_argument("--input_dir", type=Path, default=None, help="of loss files; ./results/per_sample_losses")
     add_aggregation_options(parser)
-    parser.add_argument("--epoch_step", type=int, default=None, help="1 for per_samples; the snapshots there are")
+    parser.add_argument("--epoch_step", type=int, default=None, help="1 for per_samples; else the snapshots there are")
     add_results_options(parser, required=False)
     parser.add_argument("--per_sample_out_dir", type=Path, default=None, help="results_dir/per_sample_losses_inc")
-    options = parser.parse_args(arguments)
-    from_losses(options) if options.source == "per_samples" else from_snapshots(options)
+    return parser.parse_args(arguments)
 
 
 def from_losses(options: argparse.Namespace) -> None:

@@ -27,18 +27,8 @@ RUN_IDX, NOISE_LEVEL = 1, 0.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the options, aggregate the tree."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--input_dir", type=Path, required=True)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--data_path", type=Path, default=None, help="compares labels with those of CIFAR-100 there")
-    parser.add_argument("--class_order_file", type=Path, default=None, help="compares classes with those it says")
-    parser.add_argument("--experiment_index", type=int, default=0)
-    parser.add_argument("--start_epoch", type=int, default=None)
-    parser.add_argument("--end_epoch", type=int, default=None, help="inclusive")
-    parser.add_argument("--dataset", default="cifar100")
-    add_strict(parser)
-    options = parser.parse_args(arguments)
+    """Aggregate the tree."""
+    options = read_options(arguments)
     files = loss_tree(options.input_dir, options.dataset)
     said = files.facts.get("experiment_index", options.experiment_index)
     if said != options.experiment_index:
@@ -53,6 +43,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_csl(options.output_dir, options.dataset, RUN_IDX, NOISE_LEVEL, csl, lt, facts | source, full_paths=True)
     write_csl_root(options.output_dir, options.dataset, labels, csl, lt)
     print(f"csl_active_mean of {int((csl == csl).sum())} images over {len(kept)} epochs: {options.output_dir}")
+
+
+def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The published options, and those of ours."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--input_dir", type=Path, required=True)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--data_path", type=Path, default=None, help="compares labels with those of CIFAR-100 there")
+    parser.add_argument("--class_order_file", type=Path, default=None, help="compares classes with those it says")
+    parser.add_argument("--experiment_index", type=int, default=0)
+    parser.add_argument("--start_epoch", type=int, default=None)
+    parser.add_argument("--end_epoch", type=int, default=None, help="inclusive")
+    parser.add_argument("--dataset", default="cifar100")
+    add_strict(parser)
+    return parser.parse_args(arguments)
 
 
 def labels_of(series: LossSeries, count: int, options: argparse.Namespace) -> np.ndarray:

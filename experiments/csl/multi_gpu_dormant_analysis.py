@@ -40,7 +40,7 @@ ORIGIN = ("model_dir", "experiment_index", "normalization", "class_order")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the options, score the snapshots together."""
+    """Score the snapshots together."""
     options = read_options(arguments)
     processes = join_processes()
     checkpoints = find_snapshots(options)

@@ -36,7 +36,7 @@ ORIGIN = ("model_dir", "experiment_index", "normalization", "class_order", "grad
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the options, score the snapshots together."""
+    """Score the snapshots together."""
     options = read_options(arguments)
     processes, checkpoints = join_processes(), find_snapshots(options)
     span = (options.start_epoch, options.end_epoch, None)

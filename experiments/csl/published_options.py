@@ -16,7 +16,7 @@ def run(main: Callable[[], None]) -> None:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         main()
-    except PlastiscopeError as error:
+    except (PlastiscopeError, OSError) as error:  # OSError: a full disk, a folder that may not be written
         print(error, file=sys.stderr)
         sys.exit(2)
     finally:

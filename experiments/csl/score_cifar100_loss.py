@@ -35,7 +35,7 @@ ORIGIN = ("checkpoint_dir", "run_idx", "noise_level", "grad_kind", "weight_decay
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the options, score the checkpoints."""
+    """Score the checkpoints."""
     options = read_options(arguments)
     checkpoints = find_checkpoints(
         options.checkpoint_dir, Layout.noisy_cifar, Wanted(index=None, run=options.run_idx, noise=options.noise_level)

@@ -38,18 +38,23 @@ ORIGIN = ("results_dir", "experiment_index", "grad_kind", "normalization", "clas
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the options, score the snapshots."""
+    """Score the snapshots."""
+    options = read_options(arguments)
+    checkpoints = snapshots(options)
+    span = (options.start_epoch, options.end_epoch, None)
+    epochs = kept_epochs(checkpoints.epochs(), checkpoints.folder, *span, gap_is_error=True)
+    print(score_snapshots(options, checkpoints, epochs, options.output_dir))
+
+
+def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The published options, and those of ours."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_results_options(parser, required=True)
     parser.add_argument("--start_epoch", type=int, default=None)
     parser.add_argument("--end_epoch", type=int, default=None, help="inclusive")
     parser.add_argument("--output_dir", type=Path, default=None, help="default: results_dir/per_sample_losses_inc")
     add_strict(parser)
-    options = parser.parse_args(arguments)
-    checkpoints = snapshots(options)
-    span = (options.start_epoch, options.end_epoch, None)
-    epochs = kept_epochs(checkpoints.epochs(), checkpoints.folder, *span, gap_is_error=True)
-    print(score_snapshots(options, checkpoints, epochs, options.output_dir))
+    return parser.parse_args(arguments)
 
 
 def add_results_options(parser: argparse.ArgumentParser, required: bool) -> None:

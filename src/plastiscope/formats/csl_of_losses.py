@@ -35,7 +35,7 @@ def csl_and_learning_time(series: LossSeries, active: bool) -> tuple[Scores, Sco
     csl = losses.mean_of_active if active else losses.sum_of_all
     facts = {key: series.files.facts.get(key) for key in _FROM_SCORING}
     facts["grad_kind"] = (facts["grad_kind"] or "unknown") if series.has_gradients else None
-    facts["mode"] = facts["mode"] or "posthoc"
+    facts |= {"mode": facts["mode"] or "posthoc", "id_kind": series.id_kind}
     facts |= {"kept_epochs": series.epochs, "losses_shape": [len(series.epochs), len(csl)]}
     facts |= {"filled_epochs": series.filled_epochs, "csl_definition": "csl_active_mean" if active else "csl_sum"}
     if not series.has_gradients:

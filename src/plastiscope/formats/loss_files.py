@@ -203,6 +203,11 @@ class LossSeries:
     filled_epochs: list[int]
     has_gradients: bool
 
+    @property
+    def id_kind(self) -> str:
+        """Whether ids are row positions, as the names without ids mean, or come from files beside the losses."""
+        return "ids_file" if self.files.ids else "row"
+
     def losses(self) -> Iterator[Row]:
         """The losses, epoch by epoch; NaN for samples that an epoch does not have."""
         for epoch in self.epochs:
