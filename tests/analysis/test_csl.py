@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from analysis_context import MLP, TINY
+from analysis_context import MLP, TINY, make_context
 from torch import Tensor, nn
 
 from plans import make_plan
@@ -219,6 +219,29 @@ def test_margins_wait_until_there_are_many():
     before = margins.all()
     margins.add(torch.ones(1, 3), torch.zeros(1, dtype=torch.int64))
     assert len(before) == 2 and len(margins._waiting) == 1, "nothing is computed in a step, nothing given is changed"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "forwards"),
+    [
+        ((), 1),
+        (("csl.input_gradient=true",), 1),
+        (("csl.all_outputs=true",), 3),  # also one for each later task
+        (("csl.all_outputs=true", "csl.input_gradient=true"), 4),  # the gradient's own forward
+    ],
+)
+def test_no_forward_that_is_not_needed(overrides, forwards, tmp_path):
+    """Later samples are asked only for all outputs, and one forward gives both losses where it needs no gradient."""
+    settings = ("samples.population=run", "analysis=[csl]", *overrides)
+    (csl,) = make_plan(*SHORT, *settings).analyses
+    context = make_context(tmp_path / "run", *settings)
+    context.net.requires_grad_(False)
+    asked: list[int] = []
+    context.net.register_forward_hook(lambda module, inputs, outputs: asked.append(len(outputs)))
+    values = csl.score_all(context, csl.score(context, context.current_task))
+    assert len(asked) == forwards
+    n = len(context.current_task.train)
+    assert np.isfinite(values["loss"][:n]).all() and np.isnan(values["loss"][n:]).all()
 
 
 @pytest.mark.parametrize("setting", ["initial", "input_gradient", "all_outputs"])

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plastiscope.analysis.csl_online import PresentedMargins, presented_values
 from plastiscope.analysis.csl_tables import ONLINE, sample_table, write_tables
@@ -130,36 +130,41 @@ class Csl(SampleAnalysis):
 
     def score(self, context: Context, task: Task) -> Score:
         """Loss, hit and margin, on request input gradient and loss over all outputs; NaN before the class enters."""
-        net, active = context.net, task.active_outputs
-        has_classes = task.loss is Loss.cross_entropy
+        net, has_classes = context.net, task.loss is Loss.cross_entropy
         if self.all_outputs and not has_classes:
             raise ConfigError(f"{self.name}.all_outputs=true: needs class targets, these data have none")
+        names = ["loss", *["grad_input_l2"] * self.input_gradient, *["correct", "margin"] * has_classes]
         later = torch.from_numpy(self.samples(context).later_ids).to(task.train.rows.device)
 
         def score(batch: Batch) -> dict[str, Tensor]:
             targets = class_index(batch.targets) if has_classes else batch.targets
-            waits = torch.isin(batch.ids, later)
-            told = targets.masked_fill(waits, 0) if has_classes else targets
-            found: dict[str, Tensor] = {}
-            if self.input_gradient:
-                losses, norms, outputs = loss_and_input_gradient(net, task.loss, batch.inputs, told, active)
-                found["grad_input_l2"] = norms
+            waits = len(later) > 0 and bool(torch.isin(batch.ids[:1], later))  # a batch is of one part
+            outputs = None
+            if self.all_outputs or not (waits or self.input_gradient):
+                outputs = net(batch.inputs)
+            if waits:
+                found = dict.fromkeys(names, torch.full((len(batch.ids),), float("nan"), device=batch.ids.device))
             else:
-                outputs = net(batch.inputs)[:, :active]
-                losses = per_sample_loss(task.loss, outputs, told)
-            found["loss"] = losses
-            if has_classes:
-                found |= {"correct": _hits(outputs, told), "margin": margin(outputs, told)}
-            found = {metric: values.masked_fill(waits, float("nan")) for metric, values in found.items()}
-            if self.all_outputs:
-                found["loss_all"] = per_sample_loss(task.loss, net(batch.inputs), targets)
+                found = self._values(net, task, batch.inputs, targets, outputs)
+            if self.all_outputs and outputs is not None:
+                found["loss_all"] = per_sample_loss(task.loss, outputs, targets)
             return found
 
         return score
 
-
-def _hits(outputs: Tensor, targets: Tensor) -> Tensor:
-    """1 where a sample is classified rightly, else 0; float [n]."""
-    hits = correct(Loss.cross_entropy, outputs, targets)
-    assert hits is not None
-    return hits.float()
+    def _values(
+        self, net: nn.Module, task: Task, inputs: Tensor, targets: Tensor, outputs: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Values [b] by metric, of samples whose class is in training; `outputs` of the network, if they are known."""
+        found: dict[str, Tensor] = {}
+        if self.input_gradient or outputs is None:
+            found["loss"], norms, active = loss_and_input_gradient(net, task.loss, inputs, targets, task.active_outputs)
+            found["grad_input_l2"] = norms
+        else:
+            active = outputs[:, : task.active_outputs]
+            found["loss"] = per_sample_loss(task.loss, active, targets)
+        if task.loss is Loss.cross_entropy:
+            hits = correct(task.loss, active, targets)
+            assert hits is not None
+            found |= {"correct": hits.float(), "margin": margin(active, targets)}
+        return found
