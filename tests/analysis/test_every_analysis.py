@@ -22,6 +22,10 @@ THOROUGH = {
         *("csl.mode=both", "csl.initial=true", "csl.input_gradient=true", "csl.all_outputs=true"),
         *("csl.batch_size=50", "samples.population=run", "samples.validation=true"),
     ),
+    "curvature": (
+        *("curvature.every=1", "curvature.initial=true", "curvature.parameter_gradient=true", "curvature.legacy=true"),
+        *("curvature.noise=true", "curvature.legacy_batch=20", "samples.population=run", "samples.validation=true"),
+    ),
     "tracking": ("tracking.export_csv=true",),
     "representation": ("representation.when=both", "representation.steps=all", "representation.samples=40"),
 }

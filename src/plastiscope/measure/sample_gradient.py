@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -204,34 +205,44 @@ def choose_engine(
         by_timing: run each engine on the batch and take the fastest.
         parameters: names of those in theta.
     """
-    few = inputs[:CHECKED], targets[:CHECKED]
 
-    def norms(engine: Engine, x: Tensor, y: Tensor) -> Tensor:
-        return parameter_gradient_norms(net, loss, x, y, active_outputs, engine, parameters)
+    def norms(engine: Engine, n: int) -> Tensor:
+        return parameter_gradient_norms(net, loss, inputs[:n], targets[:n], active_outputs, engine, parameters)
 
-    expected, able, reasons = norms(Engine.loop, *few), [], []
-    for engine in (Engine.ghost, Engine.vmap):
-        if reason := _objection(lambda engine=engine: norms(engine, *few), expected):  # type: ignore[misc]
-            reasons.append(f"{engine.value}: {reason}")
-        else:
-            able.append(engine)
+    reasons = {
+        engine: why_not(engine, net, loss, inputs, targets, active_outputs, parameters)
+        for engine in (Engine.ghost, Engine.vmap)
+    }
+    told = [f"{engine.value}: {reason}" for engine, reason in reasons.items() if reason]
+    able = [engine for engine in (*reasons, Engine.loop) if not reasons.get(engine)]
     if not by_timing:
-        return Choice(able[0] if able else Engine.loop, "; ".join(reasons) or "it can treat the network")
-    seconds = {engine: _seconds(lambda e=engine: norms(e, inputs, targets)) for engine in able}  # type: ignore[misc]
-    some = inputs[:TIMED_BY_LOOP], targets[:TIMED_BY_LOOP]
-    seconds[Engine.loop] = _seconds(lambda: norms(Engine.loop, *some)) * len(inputs) / len(some[0])
-    return Choice(min(seconds, key=lambda e: seconds[e]), "; ".join(["the fastest on the first batch", *reasons]))
+        return Choice(able[0], "; ".join(told) or "it can treat the network")
+    sizes = {engine: min(len(inputs), TIMED_BY_LOOP) if engine is Engine.loop else len(inputs) for engine in able}
+    seconds = {engine: _seconds(partial(norms, engine, n)) / n for engine, n in sizes.items()}
+    return Choice(min(able, key=lambda engine: seconds[engine]), "; ".join(["the fastest on the first batch", *told]))
 
 
-def _objection(compute: Callable[[], Tensor], expected: Tensor) -> str:
-    """Why an engine cannot be used; "" when it can. Code we do not know can raise anything in it."""
+def why_not(
+    engine: Engine,
+    net: nn.Module,
+    loss: Loss,
+    inputs: Tensor,
+    targets: Tensor,
+    active_outputs: int,
+    parameters: Collection[str] | None = None,
+) -> str:
+    """Why an engine is not to be used for a network, tried on the first samples; "" when it is.
+
+    The arguments are those of `parameter_gradient_norms`.
+    """
+    few = net, loss, inputs[:CHECKED], targets[:CHECKED], active_outputs
+    expected = parameter_gradient_norms(*few, Engine.loop, parameters)
     try:
-        found = compute()
-    except (NoGhost, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        found = parameter_gradient_norms(*few, engine, parameters)
+    except (NoGhost, RuntimeError, ValueError, TypeError) as error:  # code we do not know can raise anything in it
         return str(error).splitlines()[0]
-    if not torch.allclose(found, expected, rtol=AGREEMENT, atol=AGREEMENT * float(expected.max())):
-        return "differs from one sample at a time"
-    return ""
+    is_equal = torch.allclose(found, expected, rtol=AGREEMENT, atol=AGREEMENT * float(expected.max()))
+    return "" if is_equal else "differs from one sample at a time"
 
 
 def _seconds(call: Callable[[], Tensor]) -> float:
