@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from cleanlab.rank import get_label_quality_scores
 
 from plans import make_plan
 from plastiscope.analysis.aggregation import table as aggregated
+from plastiscope.analyze import analyze
 from plastiscope.experiment import run
 from plastiscope.load import load_run
 from plastiscope.measure.classification import classify
 from plastiscope.measure.comparison import auroc, pearson, spearman
 from plastiscope.run.presentation_log import presented_tasks
 from plastiscope.samples import main
+from plastiscope.table.probabilities import write_probabilities
 from table.stores import labels_of, write_block
 
 SMALL = ("threads=1", "selection=last", "data.label_noise=0.1", "net.widths=[32,16]")
@@ -179,7 +182,8 @@ def test_memorization_is_joined_by_id_and_unknown_is_not_zero(folder, capsys):
     table = read(folder).set_index("sample_id")
     assert len(table) == len(ids)  # samples that only the file has are counted, not added
     assert (
-        f"{len(known)} samples in both, {len(ids) - len(known)} only in the run, 2 only here" in capsys.readouterr().out
+        f"{len(known)} samples in both, {len(ids) - len(known)} only in the run, 2 only here, left out"
+        in capsys.readouterr().out
     )
     assert table.memorization[known].tolist() == pytest.approx([i / 10_000 for i in known])
     others = table.drop(index=known)
@@ -193,7 +197,7 @@ def test_a_file_of_ones_own_is_joined_and_summed_up(folder, capsys):
         wide, index=False
     )
     long = folder.parent / "long.csv"
-    rows = {"sample_id": ids[:1] * 3 + ids[1:2], "epoch": [2, 1, 3, 1], "v": [2.0, 1.0, 6.0, 5.0]}
+    rows = {"sample_id": ids[:1] * 3 + ids[1:2], "epoch": [3, 1, 2, 1], "v": [6.0, 1.0, 2.0, 5.0]}
     pd.DataFrame(rows).to_csv(long, index=False)
     main([str(folder), "--join", str(wide), "--join", str(long)])
     table = read(folder).set_index("sample_id")
@@ -226,6 +230,18 @@ def test_a_folder_of_analyses_beside_the_run(folder, capsys):
     )
 
 
+def test_weights_that_are_analysed_later_join_the_run(folder):
+    """plastiscope-analyze writes beside the run; its per-sample values are of the same samples."""
+    out = analyze(folder, ["analysis=[dormant]", "dormant.rules=[persample_rate]"], folder.parent / "later")
+    main([str(folder), str(out)])
+    table, view = read(folder).set_index("sample_id"), load_run(out).samples("persample_rate")
+    assert set(view.epochs_completed.tolist()) == {4, 8, 12}
+    np.testing.assert_allclose(
+        table.persample_rate_mean[view.ids], np.nanmean(view.values, 0, dtype=np.float64), rtol=1e-6
+    )
+    assert len(table) == len(load_run(folder).samples("loss").ids)
+
+
 def read_labels(folder: Path) -> dict[str, np.ndarray]:
     """Labels and splits of all samples, by ascending id."""
     about = load_run(folder).sample_store.block(2).about
@@ -253,6 +269,22 @@ def test_group_tables(folder):
     main(["groups", str(folder), "--by", "code"])
     codes = pd.read_parquet(folder / "tables" / "by_code.parquet")
     assert codes[codes.quantity == "label_quality"].n.sum() == len(table)
+
+
+def test_coarse_classes(tmp_path):
+    random, labels = np.random.default_rng(0), np.tile(np.arange(6), 20)
+    arrays = {"x_train": random.random((120, 5), np.float32), "x_test": random.random((6, 5), np.float32)}
+    coarse = np.array([2, 0, 1, 1, 0, 2])
+    np.savez(tmp_path / "own.npz", y_train=labels, y_test=np.arange(6), coarse_classes=coarse, **arrays)
+    data = ("data=arrays", f"data.file={tmp_path / 'own.npz'}", "data.validation_share=0", "selection=last")
+    plan = make_plan(*data, "task_shift_mode=none", "num_tasks=1", "epochs=1", "threads=1", "analysis=[csl]")
+    run(plan, tmp_path / "run")
+    main([str(tmp_path / "run")])
+    table = read(tmp_path / "run")
+    assert table.coarse_class.tolist() == coarse[labels].tolist() and table.label.tolist() == labels.tolist()
+    groups = pd.read_parquet(tmp_path / "run" / "tables" / "by_coarse_class.parquet")
+    assert groups[groups.quantity == "csl_sum"].n.tolist() == [40, 40, 40]
+    assert groups[groups.quantity == "csl_sum"].coarse_class.tolist() == [0, 1, 2]
 
 
 def test_csv_says_the_same(folder):
@@ -303,6 +335,10 @@ def test_probabilities_are_those_of_the_final_weights(folder):
     others = sorted(set(range(10)) - set(task.classes))
     assert len(others) == 4 and (probabilities[:, others] == 0).all()  # classes that have not entered
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-6)
+    backwards = replace(task, train=task.train.select(torch.arange(len(task.train)).flip(0)))
+    files = write_probabilities(loaded.net(task=2), backwards, 10, folder.parent / "backwards")
+    assert np.load(files.ids).tolist() == ids.tolist()
+    np.testing.assert_allclose(np.load(files.probabilities), probabilities, rtol=1e-4, atol=1e-6)
 
 
 def test_compare(noisy_run, capsys):

@@ -92,10 +92,10 @@ def test_two_sources_of_one_column_are_refused():
 
 def test_samples_of_all_blocks_are_known_once(tmp_path):
     write_block(tmp_path, 0, labels_of([7, 3]), [1], {"m": [[1, 2]]})
-    store = write_block(tmp_path, 1, labels_of([3, 9, 1], entry_task=[0, 1, 1]), [2], {"m": [[1, 2, 3]]})
+    store = write_block(tmp_path, 1, labels_of([3, 9, 1], entry_task=[1, 1, 1]), [2], {"m": [[1, 2, 3]]})
     found = identities([store])
     assert found.ids.tolist() == [1, 3, 7, 9]
-    assert found.entry_task.tolist() == [1, 0, 0, 1]
+    assert found.entry_task.tolist() == [1, 0, 0, 1]  # the first task that names it
     assert found.labels.tolist() == [1, 0, 1, 0]
 
 
