@@ -57,8 +57,8 @@ def ghost_norms(
     direct = _parameters_of_their_own(net, wanted, len(inputs))
     anchor = torch.zeros((), device=inputs.device, requires_grad=True)
     with torch.enable_grad(), _watched(net, wanted, found, anchor):
-        outputs = functional_call(net, direct, (inputs.detach(),))[:, :active_outputs]
-        total = per_sample_loss(loss, outputs, targets).sum()
+        outputs = functional_call(net, direct, (inputs.detach(),)) if direct else net(inputs.detach())
+        total = per_sample_loss(loss, outputs[:, :active_outputs], targets).sum()
         gradients = torch.autograd.grad(total, (anchor, *direct.values()), allow_unused=True)
     squares = found.squares(total)
     for gradient in gradients[1:]:
