@@ -221,6 +221,20 @@ def test_margins_wait_until_there_are_many():
     assert len(before) == 2 and len(margins._waiting) == 1, "nothing is computed in a step, nothing given is changed"
 
 
+def test_losses_are_the_same_whether_gradients_are_asked_or_not(tmp_path):
+    """Of the outputs active in the task: two of ten here."""
+    context = make_context(tmp_path / "run", "analysis=[csl]")
+    context.net.requires_grad_(False)
+    found = []
+    for asked in ("true", "false"):
+        (csl,) = make_plan(*SHORT, "analysis=[csl]", f"csl.input_gradient={asked}").analyses
+        found.append(csl.score_all(context, csl.score(context, context.current_task)))
+    assert set(found[0]) - set(found[1]) == {"grad_input_l2"}
+    for metric, values in found[1].items():
+        np.testing.assert_array_equal(values, found[0][metric])
+    assert found[1]["loss"].mean() < 1.5, "ln 2 more or less, not ln 10"
+
+
 @pytest.mark.parametrize(
     ("overrides", "forwards"),
     [
