@@ -94,7 +94,7 @@ class Scorer:
             parts: folder for what is done while some is missing.
 
         Raises:
-            RunError: the weights are of no network that is known here, or have too few outputs.
+            RunError: the weights are of no network that is known here, have too few outputs, or give NaN.
         """
         samples, active = self.active(epoch)
         net, outputs = network(state, source, self.samples.source.device, self.class_order)
@@ -106,7 +106,12 @@ class Scorer:
             return {name: torch.cat([part[name] for part in found]).float().cpu().numpy() for name in found[0]}
 
         done = share_out(parts, len(rows), compute, self.processes)
-        return samples, {name: np.concatenate([part[name] for part in done]) for name in done[0]} if done else {}
+        values = {name: np.concatenate([part[name] for part in done]) for name in done[0]} if done else {}
+        for name, row in values.items():
+            if np.isnan(row).any():  # in the files NaN would be read as "class not in training"
+                image = samples.ids[int(np.isnan(row).argmax())].item()
+                raise RunError(f"{source} gives {name} NaN for image {image}: it has diverged; leave its epoch out.")
+        return samples, values
 
 
 def losses(net: nn.Module, batch: Batch, outputs: int, compute_grad: bool = True) -> dict[str, Tensor]:

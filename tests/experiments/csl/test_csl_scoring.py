@@ -1,6 +1,7 @@
 """Commands that score checkpoints in one process, against each image alone in float64."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -196,3 +197,19 @@ def test_checkpoints_of_other_networks_are_refused_by_name(images, results, tmp_
         torch.save(state, path)
         with pytest.raises(RunError, match=said):
             call("score_incremental_cifar_loss", *options)
+
+
+def test_a_checkpoint_that_has_changed_is_scored_anew(images, results, tmp_path, capsys):
+    own = tmp_path / "results"
+    shutil.copytree(results, own)
+    options = ["--results_dir", own, "--data_path", images, "--compute_grad", "false", "--end_epoch", 200]
+    call("score_incremental_cifar_loss", *options)
+    torch.save(random_net(600).state_dict(), own / "model_parameters" / "index-0_epoch-200.pt")
+    capsys.readouterr()
+    call("score_incremental_cifar_loss", *options)
+    told = capsys.readouterr().out
+    assert "epoch 0: was there" in told and "epoch 200: scored" in told
+    found = np.load(own / "per_sample_losses_inc" / "loss_cifar100_epoch_200.npy")
+    before = expected_incremental(images, 200)[0]
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(before))
+    assert np.nanmin(np.abs(found - before)) > 1e-5
