@@ -4,10 +4,9 @@ from pathlib import Path
 
 from plastiscope.build import Plan, build, config_hash, read_config, with_analyses
 from plastiscope.error import ConfigError
-from plastiscope.experiment import run
+from plastiscope.experiment import identity_hash, run
 from plastiscope.run.processes import is_first_process
 from plastiscope.run.status import State, read_status
-from plastiscope.settings import RESUMABLE
 
 
 def analyze(folder: Path, overrides: list[str], out: Path | None = None, trust: bool = False) -> Path:
@@ -44,5 +43,4 @@ def analyze(folder: Path, overrides: list[str], out: Path | None = None, trust: 
 
 def _hash(plan: Plan) -> str:
     """Of all that decides the numbers, the checkpoints that are there included."""
-    settings = {key: value for key, value in plan.config.items() if key not in RESUMABLE}
-    return config_hash({**settings, "checkpoints": plan.settings.replay.open().epochs()})[:12]
+    return config_hash({"run": identity_hash(plan), "checkpoints": plan.settings.replay.open().epochs()})[:12]

@@ -37,7 +37,7 @@ from plastiscope.run.status import State, read_status, write_status
 from plastiscope.run.storage import read_json, write_atomic, write_json
 from plastiscope.run.wandb_sink import WandbSink
 from plastiscope.selection import BestWeights, Selection
-from plastiscope.settings import RESUMABLE
+from plastiscope.settings import is_resumable
 from plastiscope.source import Source, check_data, open_source, with_class_order
 from plastiscope.task_shift_mode.task import TaskShift
 from plastiscope.trainer import Trainer
@@ -95,7 +95,7 @@ def _run_first(
         write_status(folder, State.running, error=None)
         (folder / "traceback.txt").unlink(missing_ok=True)
         _write_identity(plan, folder, data, shift.outputs, learner, device, overrides, stored, source)
-        journal = Journal(folder, plan.settings.snapshots, plan.settings.checkpoint_every_s, _identity_hash(plan))
+        journal = Journal(folder, plan.settings.snapshots, plan.settings.checkpoint_every_s, identity_hash(plan))
         loop: Loop
         if source is None:
             loop = _trainer(plan, shift, learner, journal, folder)
@@ -301,7 +301,7 @@ def _finished(plan: Plan, folder: Path) -> bool:
         RunError: it holds another run.
     """
     theirs = plain(read_config(folder, trust=True))  # compared as it stands; nothing that it names is imported
-    other = [key for key in differences(plan.config, theirs) if key.split(".")[0] not in RESUMABLE]
+    other = [key for key in differences(plan.config, theirs) if not is_resumable(key)]
     if other:
         raise RunError(
             f"{folder} belongs to a run with other settings: {', '.join(other)}. "
@@ -310,9 +310,14 @@ def _finished(plan: Plan, folder: Path) -> bool:
     return read_status(folder).get("state") == State.done.value and theirs["num_tasks"] >= plan.settings.num_tasks
 
 
-def _identity_hash(plan: Plan) -> str:
+def identity_hash(plan: Plan) -> str:
     """Hash of all settings that a run may not change as it goes on."""
-    return config_hash({key: value for key, value in plan.config.items() if key not in RESUMABLE})
+    return config_hash(_without_resumable(plan.config))
+
+
+def _without_resumable(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    kept = {key: value for key, value in node.items() if not is_resumable(f"{prefix}{key}")}
+    return {k: _without_resumable(v, f"{prefix}{k}.") if isinstance(v, dict) else v for k, v in kept.items()}
 
 
 def _set_threads(plan: Plan, stored: dict[str, Any] | None, net: nn.Module, torchs_choice: int) -> None:
@@ -360,7 +365,7 @@ def _write_identity(
     }
     if source is not None:
         identity = {**identity, "replay_of": source.identity(folder)}
-    write_json(folder / "run.json", {**identity, "device": str(device), "config_hash": _identity_hash(plan)})
+    write_json(folder / "run.json", {**identity, "device": str(device), "config_hash": identity_hash(plan)})
 
 
 def _versions() -> dict[str, str]:

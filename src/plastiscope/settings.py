@@ -53,5 +53,10 @@ class Settings:
         require(kind in ("auto", "cpu", "cuda", "mps"), "device", self.device, "must be auto, cpu, cuda or mps")
 
 
-RESUMABLE = ("num_tasks", "verbose", "use_wandb", "wandb", "checkpoint_every_s", "threads", "device")
-"""Settings that may differ when a run goes on."""
+RESUMABLE = ("num_tasks", "verbose", "use_wandb", "wandb", "checkpoint_every_s", "threads", "device", "replay.share")
+"""Settings that may differ when a run goes on, with all below them."""
+
+
+def is_resumable(key: str) -> bool:
+    """Whether a dotted key is one of `RESUMABLE`, or below one."""
+    return any(key == free or key.startswith(f"{free}.") for free in RESUMABLE)
