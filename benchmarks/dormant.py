@@ -2,16 +2,17 @@
 
 python -m benchmarks.dormant
 
-One pass over the same batches, in evaluation mode and without gradients; the sides take turns in one process, so under
-one allocator.
+One pass over the same batches, in evaluation mode and without gradients; the sides take turns in one process, so
+under one allocator. The clock is that of the process, so that others on the machine count less.
 
-    default      persample_strict at the activations, in the same pass as the loss, over forward and loss alone
-    + rate ...   each further rule in the same pass: what it adds to the default, in parts of forward and loss
-    redo         its scale (mean |h| over the samples) is a pass of its own; here it is given
-    all in all   Dormant.look of a run over the look of csl, both of the same samples: with store, means and log
+    default     persample_strict at the activations, in the same pass as the loss, over forward and loss alone
+    + rate ...  what each further rule in the same pass adds to the default, in parts of forward and loss. The module
+                rule reads other sites, all raw outputs; the scale of redo (mean |h| over the samples) is given here,
+                a run takes another forward for it
 """
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -94,7 +95,7 @@ def measure(case: Case) -> dict[str, list[float]]:
     net, batches = case.make()
     rules = {"default": [Rule.persample_strict], **{key: [Rule.persample_strict, rule] for key, rule in MORE.items()}}
     sides = [partial(bare, net, batches), *(counting(net, batches, some) for some in rules.values())]
-    alone, default, *more = in_turns(sides, case.rounds)
+    alone, default, *more = in_turns(sides, case.rounds, clock=time.process_time)
     found = {"ms a batch": [1e3 * t / case.batches for t in alone], "default": ratios(default, alone)}
     for key, times in zip(MORE, more, strict=True):
         found[key] = ratios([t - d for t, d in zip(times, default, strict=True)], alone)
