@@ -1,5 +1,6 @@
 # make run      create .venv, install, run the default experiment, print its run folder
 # make test     create what is missing, run the tests
+# make test-slurm  the tests that start a SLURM of one node; as root it installs Debian's packages first
 # make lint     ruff (with docstring rules) and mypy
 # make install  only install
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install run test lint bench clean
+.PHONY: install run test test-slurm slurm-packages lint bench clean
 
 install: $(STAMP)
 
@@ -24,6 +25,13 @@ run: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slurm: $(STAMP) slurm-packages
+	$(BIN)/python -m pytest tests/slurm -rs $(PYTEST_ARGS)
+
+# Where it may not install them, the tests are skipped and say why.
+slurm-packages:
+	@PATH="$$PATH:/usr/sbin:/sbin"; { command -v slurmctld && command -v munged; } >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null; } || echo "no SLURM here: apt-get install -y --no-install-recommends slurm-wlm munge"
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks
