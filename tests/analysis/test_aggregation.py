@@ -179,6 +179,8 @@ def test_epochs_that_are_named(whole):
     kept = range(4, 12)
     found = table(whole, epochs=kept, tasks=[0, 1], first_epochs=4)
     assert_columns(found, expected((0, 1), kept))
+    by_hand = {-1: 11, 2: 5, 5: 11, 8: 11, 9: 5, 30: 11}  # up to epoch 11; two of them entered after epoch 6
+    assert dict(zip(found["sample_id"].tolist(), found["n_presentations"].tolist(), strict=True)) == by_hand
     assert Aggregation(whole, epochs=kept).kept_epochs("norms").tolist() == [4, 6, 8, 10]
 
 

@@ -38,7 +38,7 @@ def row(metric: str, epoch: int, task: int) -> np.ndarray:
 
 
 def write(folder: Path) -> None:
-    """Go on from the checkpoint to the end; a checkpoint after every second epoch."""
+    """Go on from the checkpoint to the end; a checkpoint after all epochs but every third."""
     folder.mkdir(exist_ok=True)
     mark = folder / "checkpoint"
     first = int(mark.read_text()) if mark.exists() else 0
@@ -51,6 +51,7 @@ def write(folder: Path) -> None:
         block.write("loss", epoch, row("loss", epoch, task))
         if epoch % 2 == 0:
             block.write("margin", epoch, row("margin", epoch, task), [e for e in axis if e % 2 == 0])
+        if epoch % 3 != 0:
             store.sync()
             temporary = folder / "checkpoint.tmp"
             temporary.write_text(str(epoch))

@@ -97,6 +97,8 @@ def test_rows_that_are_not_whole_are_not_there(tmp_path):
     view = SampleView(store, "loss")
     assert view.epochs_completed.tolist() == [1, 4, 5, 6, 7, 8] and view.missing == [(0, 2), (1, 3)]
     np.testing.assert_array_equal(view.values, expected)
+    asked = np.array([1, 2, 3, 4], np.int32)
+    assert [p.epochs.tolist() for p in view.pieces(slice(None), asked) if len(p.epochs)] == [[1], [4]]
 
 
 def test_a_metric_that_is_not_there_says_what_is(tmp_path):
