@@ -234,9 +234,7 @@ def test_two_processes_share_the_samples(trained, alone, tmp_path):
     assert_equal(tmp_path / "out", alone)
 
 
-def test_three_share_the_checkpoints_one_is_killed_and_one_alone_goes_on(
-    trained, alone, tmp_path, monkeypatch
-):
+def test_three_share_the_checkpoints_one_is_killed_and_one_alone_goes_on(trained, alone, tmp_path, monkeypatch):
     codes = in_processes(3, trained, tmp_path / "out", *ASKED, "replay.share=checkpoints", killed=1)
     assert codes == [2, -9, 2]
     assert read_status(tmp_path / "out")["state"] == "failed"
@@ -255,11 +253,11 @@ def test_parts_of_other_weights_are_not_taken(trained, alone, tmp_path, monkeypa
     """A part is named after the weights too: the same file names with other weights in them are scored anew."""
     shutil.copytree(trained, tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(sharing, "write_by", stop_at(12, signal.SIGTERM))
+        patch.setattr(sharing, "write_by", stop_at(8, signal.SIGTERM))
         with pytest.raises(SystemExit):
-            analyze(tmp_path / "run", [*ASKED], tmp_path / "out")
+            analyze(tmp_path / "run", ["analysis=[csl]", "csl.batch_size=5"], tmp_path / "out")
     shutil.copy(tmp_path / "run/snapshots/epoch_000004.pt", tmp_path / "run/snapshots/epoch_000001.pt")
-    analyze(tmp_path / "run", [*ASKED], tmp_path / "out")
+    analyze(tmp_path / "run", ["analysis=[csl]", "csl.batch_size=5"], tmp_path / "out")
     values = plastiscope.load_run(tmp_path / "out").samples("loss")
-    analyze(tmp_path / "run", [*ASKED], tmp_path / "fresh")
+    analyze(tmp_path / "run", ["analysis=[csl]", "csl.batch_size=5"], tmp_path / "fresh")
     np.testing.assert_array_equal(values.values, plastiscope.load_run(tmp_path / "fresh").samples("loss").values)
