@@ -99,12 +99,12 @@ def test_boxes_of_groups_have_their_quartiles():
 
 
 def test_many_groups_have_mean_and_standard_deviation():
-    groups, values = np.repeat(np.arange(30), 2), np.tile([0.0, 2.0], 30) + np.repeat(np.arange(30), 2)
+    groups, values = np.repeat(np.arange(30), 2), np.tile([0.0, 4.0], 30) + np.repeat(np.arange(30), 2)
     axes = by_group(values, groups, ("class", "csl_sum")).axes[0]
     (bars,) = axes.containers
-    np.testing.assert_array_equal(bars.lines[0].get_ydata(), np.arange(30) + 1.0)
+    np.testing.assert_array_equal(bars.lines[0].get_ydata(), np.arange(30) + 2.0)
     segments = bars.lines[2][0].get_segments()
-    np.testing.assert_array_equal(segments[4], [[4, 4.0], [4, 6.0]])
+    np.testing.assert_array_equal(segments[4], [[4, 4.0], [4, 8.0]])
     assert axes.get_ylabel() == "csl_sum: mean, std"
     assert [text.get_text() for text in axes.get_xticklabels()] == [str(i) for i in range(0, 30, 2)]
 
