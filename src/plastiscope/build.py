@@ -76,6 +76,7 @@ def build(config: DictConfig) -> Plan:
     resolved |= {key: _resolved(parts[key], nodes[key]) for key in GROUPS}
     resolved |= {key: _resolved(analysis, nodes[key]) for key, analysis in zip(extra, analyses, strict=True)}
     arch, data_name = _short_name(nodes["net"]), _short_name(nodes["data"])
+    analyses = sorted(analyses, key=lambda analysis: analysis.is_late)
     return Plan(settings=settings, analyses=analyses, arch=arch, data_name=data_name, config=resolved, **parts)
 
 

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -175,6 +175,8 @@ class Callback:
 
     name: str = ""
     """Key of the analysis in the config, set when it is built."""
+    is_late: ClassVar[bool] = False
+    """Hears each event after the others, to fill in what they leave."""
     shared_events: tuple[str, ...] = ()
     """In a replay with several processes: the events that fire in all of them, because work is shared out in them."""
 

@@ -240,7 +240,7 @@ def test_losses_are_the_same_whether_gradients_are_asked_or_not(tmp_path):
     [
         ((), 1),
         (("csl.input_gradient=true",), 1),
-        (("csl.all_outputs=true",), 3),  # also one for each later task
+        (("csl.all_outputs=true", "csl.input_gradient=false"), 3),  # also one for each later task
         (("csl.all_outputs=true", "csl.input_gradient=true"), 4),  # the gradient's own forward
     ],
 )

@@ -45,9 +45,9 @@ class Csl(SampleAnalysis):
 
     mode: Mode = Mode.posthoc
     """posthoc is what publications sum, gives learning times, and works on saved weights; online costs no pass."""
-    input_gradient: bool = False
+    input_gradient: bool | None = None
     """Also the norm of the loss's gradient with respect to the input, of which learning times are made: one backward
-    more in each pass."""
+    more in each pass. null = wherever there is a pass."""
     all_outputs: bool = False
     """Also the loss over all outputs of the network, of all samples of the block, whether their class is in training
     or not."""
@@ -64,6 +64,7 @@ class Csl(SampleAnalysis):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
+        self.has_gradient = self.mode is not Mode.online if self.input_gradient is None else self.input_gradient
         for field in ("initial", "input_gradient", "all_outputs"):
             is_possible = self.mode is not Mode.online or not getattr(self, field)
             require(is_possible, field, getattr(self, field), "needs a pass of its own: mode=posthoc or mode=both")
@@ -88,6 +89,8 @@ class Csl(SampleAnalysis):
 
     def on_epoch_end(self, context: Context) -> Numbers:
         """Score all samples, write what the steps saw, whichever is asked for."""
+        if self.has_gradient and context.processes.is_first:  # curvature may look first, and at fewer epochs
+            self.block(context).reserve("grad_input_l2", self.epochs(context))
         numbers = {} if self.mode is Mode.online else super().on_epoch_end(context)
         if self.mode is not Mode.posthoc and self.is_due(context.epochs_completed):
             values = presented_values(context, self._margins.all(), len(self.samples(context)))
@@ -133,14 +136,14 @@ class Csl(SampleAnalysis):
         net, has_classes = context.net, task.loss is Loss.cross_entropy
         if self.all_outputs and not has_classes:
             raise ConfigError(f"{self.name}.all_outputs=true: needs class targets, these data have none")
-        names = ["loss", *["grad_input_l2"] * self.input_gradient, *["correct", "margin"] * has_classes]
+        names = ["loss", *["grad_input_l2"] * self.has_gradient, *["correct", "margin"] * has_classes]
         later = torch.from_numpy(self.samples(context).later_ids).to(task.train.rows.device)
 
         def score(batch: Batch) -> dict[str, Tensor]:
             targets = class_index(batch.targets) if has_classes else batch.targets
             waits = len(later) > 0 and bool(torch.isin(batch.ids[:1], later))  # a batch is of one part
             outputs = None
-            if self.all_outputs or not (waits or self.input_gradient):
+            if self.all_outputs or not (waits or self.has_gradient):
                 outputs = net(batch.inputs)
             if waits:
                 found = dict.fromkeys(names, torch.full((len(batch.ids),), float("nan"), device=batch.ids.device))
@@ -157,7 +160,7 @@ class Csl(SampleAnalysis):
     ) -> dict[str, Tensor]:
         """Values [b] by metric, of samples whose class is in training; `outputs` of the network, if they are known."""
         found: dict[str, Tensor] = {}
-        if self.input_gradient or outputs is None:
+        if self.has_gradient or outputs is None:
             found["loss"], norms, active = loss_and_input_gradient(net, task.loss, inputs, targets, task.active_outputs)
             found["grad_input_l2"] = norms
         else:

@@ -94,6 +94,8 @@ class Curvature(SampleAnalysis):
     """Of the parameter gradients: auto, fastest, ghost, vmap, loop."""
 
     name = "curvature"
+    is_late = True
+    """Keeps an input gradient that no other analysis has kept."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -239,14 +241,17 @@ class Curvature(SampleAnalysis):
                 part /= legacy_divisors(len(part), self.legacy_batch).numpy()
 
     def _keep_gradient(self, context: Context, values: dict[str, Values]) -> Numbers:
-        """Write the row of the input gradient, unless there is one; nothing where the loss is not the task's own."""
+        """Write the row of the input gradient, unless there is one; nothing where the loss is not the task's own.
+
+        Whoever measures it at more epochs has given it a row axis before; epoch 0 alone gives it none.
+        """
         if self.temperature != 1:
             return {}
         if context.processes.is_first:
             block, at = self.block(context), context.epochs_completed
-            has_room = GRADIENT not in block.metrics() or at in block.epochs(GRADIENT)
+            has_room = at in block.epochs(GRADIENT) if block.has(GRADIENT) else at > 0
             if has_room and not block.is_written(GRADIENT, at):
-                self.record(context, values, sorted({*self.epochs(context), *context.epochs_of_task()}))
+                self.record(context, values, self.epochs(context))
         return self.means(context, values)
 
     def _choose(self, context: Context) -> Choice:

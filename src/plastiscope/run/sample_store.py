@@ -220,6 +220,11 @@ class SampleBlock:
         opened.file.write(row, values)
         opened.waiting.add(row)
 
+    def reserve(self, metric: str, epochs: Sequence[int]) -> None:
+        """Give a metric its row axis before any row is written; one that is there already keeps its own."""
+        if metric not in self._open:
+            self._begin(metric, epochs)
+
     def sync(self) -> None:
         """Bring the rows written since the last time to the disk, then mark them."""
         waiting = {metric: opened for metric, opened in self._open.items() if opened.waiting}
