@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
 from experiments.noisy_labels.run import EPOCHS, PROTOCOL, SCORES, columns
 from experiments.noisy_labels.run import train as train_scored
-
 from plastiscope.build import Plan, compose_plan
 from plastiscope.experiment import load_tasks, make_learner
 from plastiscope.figure.style import BLUE, ORANGE, new_figure, plain_frame, save

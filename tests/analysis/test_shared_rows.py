@@ -22,7 +22,8 @@ def test_the_input_gradient_is_kept_at_the_epochs_of_csl(tmp_path, order, every,
 
 
 def test_curvature_alone_keeps_it_at_its_own_epochs(tmp_path):
-    run(make_plan(*TINY, *MLP, "analysis=[curvature]", "curvature.every=3", "epochs=5", "num_tasks=1"), tmp_path / "run")
+    settings = ("analysis=[curvature]", "curvature.every=3", "epochs=5", "num_tasks=1")
+    run(make_plan(*TINY, *MLP, *settings), tmp_path / "run")
     loaded = load_run(tmp_path / "run")
     assert loaded.samples("grad_input_l2").epochs_completed.tolist() == [3, 5]
     assert loaded.samples("input_curv_norm").epochs_completed.tolist() == [3, 5]

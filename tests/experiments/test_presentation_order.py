@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from experiments.presentation_order.run import ARMS, differences
 
 
