@@ -216,6 +216,14 @@ def test_the_input_gradient_is_kept_once(curvature_first: bool, context_at) -> N
     assert list(block.rows("input_curv_norm")) == [2, 3]
 
 
+def test_a_row_of_the_input_gradient_that_is_there_stays(context_at) -> None:
+    context, analysis = context_at(), Curvature(directions=1)
+    at, mark = context.epochs_completed, np.full(len(context.current_task.train), 7, np.float32)
+    analysis.block(context).write("grad_input_l2", at, mark, context.epochs_of_task())
+    analysis.look(context)
+    np.testing.assert_array_equal(rows(context)["grad_input_l2"], mark)
+
+
 def test_a_run_of_images_writes_what_it_says(tmp_path: Path) -> None:
     """Summary and store of a run agree; equal runs have equal bytes (also test_every_analysis)."""
     plan = make_plan(*TINY, *MLP, "num_tasks=2", "analysis=[curvature]", "curvature.directions=2")

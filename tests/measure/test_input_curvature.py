@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 from functools import cache, partial
 
 import pytest
@@ -319,6 +320,18 @@ def test_noise_tells_what_rounding_makes(loss: Loss, difference: Difference) -> 
     assert 0.01 < ratios.median() < 10
     assert (ratios < 30).double().mean() > 0.9
     assert expected.noise.max() < 1e-7 * found.noise.max()
+
+
+@pytest.mark.parametrize(("difference", "gradients"), [(FORWARD, 1.0), (CENTRAL, 0.5)])
+def test_noise_of_a_learned_sample_does_not_vanish_with_its_gradient(difference: Difference, gradients: float) -> None:
+    """W = I: g = p - y, known to a unit in the last place of itself and of the probabilities, 1 / temperature."""
+    net = nn.Linear(2, 2, bias=False).double()
+    nn.init.eye_(net.weight)
+    inputs, labels = torch.tensor([[0.0, 0.0], [30.0, 0.0]], dtype=DOUBLE), torch.zeros(2, dtype=torch.int64)
+    probe = Probe(seed=0, difference=difference, step=1e-3, temperature=2.0)
+    noise = input_curvature(net, Loss.cross_entropy, inputs, labels, torch.arange(2), 2, probe).noise
+    sizes = [(0.5**0.5) / 2 + 0.5, math.exp(-15) / 2**0.5 + 0.5]  # ||p - y|| / T + 1 / T
+    assert noise.tolist() == pytest.approx([2**0.5 * gradients * 2**-52 * size / 1e-3 for size in sizes], rel=1e-5)
 
 
 def test_nothing_is_touched() -> None:
