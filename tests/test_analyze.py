@@ -229,8 +229,9 @@ def stop_at(n: int, signum: int) -> Callable[[Path, Any], bytes]:
     return stopped
 
 
-def test_two_processes_share_the_samples(trained, alone, tmp_path):
-    assert in_processes(2, trained, tmp_path / "out", *ASKED) == [0, 0]
+@pytest.mark.parametrize("share", ["samples", "checkpoints"])
+def test_two_processes_write_the_bytes_of_one(trained, alone, tmp_path, share):
+    assert in_processes(2, trained, tmp_path / "out", *ASKED, f"replay.share={share}") == [0, 0]
     assert_equal(tmp_path / "out", alone)
 
 
@@ -253,7 +254,7 @@ def test_parts_of_other_weights_are_not_taken(trained, alone, tmp_path, monkeypa
     """A part is named after the weights too: the same file names with other weights in them are scored anew."""
     shutil.copytree(trained, tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(sharing, "write_by", stop_at(8, signal.SIGTERM))
+        patch.setattr(sharing, "write_by", stop_at(3, signal.SIGTERM))
         with pytest.raises(SystemExit):
             analyze(tmp_path / "run", ["analysis=[csl]", "csl.batch_size=5"], tmp_path / "out")
     shutil.copy(tmp_path / "run/snapshots/epoch_000004.pt", tmp_path / "run/snapshots/epoch_000001.pt")

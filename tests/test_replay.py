@@ -167,13 +167,13 @@ def test_events_where_weights_are_missing(trained, tmp_path):
 
 def test_start_and_end(trained, tmp_path):
     seen = walked_by_witness(tmp_path / "out", trained, "replay.start=3", "replay.end=4").seen
-    assert [line.rpartition(" ")[0] for line in seen] == [
-        "run_begin 0 0 0",
-        "task_begin 1 0 2",
-        "epoch_end 1 0 3",
-        "epoch_end 1 1 4",
-        "task_end 1 1 4",
-        "run_end 1 1 4",
+    assert seen == [
+        "run_begin 0 0 0 0.05",
+        "task_begin 1 0 2 0.01",
+        "epoch_end 1 0 3 0.05",
+        "epoch_end 1 1 4 0.01",
+        "task_end 1 1 4 0.01",
+        "run_end 1 1 4 0.01",
     ]
 
 
