@@ -3,6 +3,7 @@
 import shutil
 import signal
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 
 import plastiscope
 from plans import make_plan
+from plastiscope.build import Plan
 from plastiscope.error import ConfigError, RunError
 from plastiscope.event import Callback, Context
 from plastiscope.experiment import load_tasks, make_net, run
@@ -233,6 +235,12 @@ def by_class(net: torch.nn.Module, order: list[int]) -> dict[str, torch.Tensor]:
 PUBLISHED = (*TINY, "data.validation_share=0", "selection=last", "analysis=[csl]", "csl.initial=true")
 
 
+@cache
+def published_plan() -> Plan:
+    """Data and network of the published results below."""
+    return make_plan(*PUBLISHED)
+
+
 @pytest.fixture
 def published(tmp_path) -> tuple[Path, list[int]]:
     """Results of the published layout, weights drawn anew at 0, 2, 4 and 6 epochs, and the order of their classes."""
@@ -242,7 +250,7 @@ def published(tmp_path) -> tuple[Path, list[int]]:
     (folder / "class_order").mkdir()
     np.save(folder / "class_order" / "index-0.npy", np.array(order))
     for k, epochs in enumerate((0, 2, 4, 6)):
-        net = make_net(make_plan(*PUBLISHED), (1, 8, 8), 10, k)
+        net = make_net(published_plan(), (1, 8, 8), 10, k)
         state = {f"module.{key}": tensor for key, tensor in by_class(net, order).items()}
         torch.save(state, folder / "model_parameters" / f"index-0_epoch-{epochs}.pt")
     return folder, order
@@ -255,10 +263,10 @@ def test_published_weights_are_scored_in_the_order_of_their_classes(published, t
     loaded = plastiscope.load_run(tmp_path / "out")
     view = loaded.samples("loss")
     assert view.epochs_completed.tolist() == [0, 2, 4, 6]
-    data, _ = load_tasks(make_plan(*PUBLISHED), torch.device("cpu"))
+    data, _ = load_tasks(published_plan(), torch.device("cpu"))
     everything = data.train.gather(torch.arange(len(data.train)))
     for row, epochs, active in zip(view.values, (0, 2, 4, 6), (2, 2, 4, 6), strict=True):
-        net = make_net(make_plan(*PUBLISHED), (1, 8, 8), 10)
+        net = make_net(published_plan(), (1, 8, 8), 10)
         state = torch.load(folder / "model_parameters" / f"index-0_epoch-{epochs}.pt", weights_only=True)
         net.load_state_dict({key.removeprefix("module."): tensor for key, tensor in state.items()})
         with torch.no_grad():

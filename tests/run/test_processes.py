@@ -1,10 +1,11 @@
 """Work shared out between processes: the same bytes whoever does it, nothing twice, nothing waits for the dead."""
 
+import multiprocessing
 import os
+import signal
 import socket
-import subprocess
 import sys
-import textwrap
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,15 @@ import numpy as np
 import pytest
 
 from plastiscope.error import RunError
-from plastiscope.run.processes import Part, Processes, first_host, is_first_process, join_processes, share_out
+from plastiscope.run.processes import (
+    Part,
+    Processes,
+    first_host,
+    is_first_process,
+    join_processes,
+    leave_processes,
+    share_out,
+)
 
 IDS = np.random.default_rng(0).permutation(101).astype(np.int64)
 PARTS = np.array_split(np.arange(101), 13)
@@ -118,61 +127,53 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-TOGETHER = """
-    import os, signal, sys, warnings
-    from pathlib import Path
-    import numpy as np
+def one_of_them(folder: Path, rank: int, there: dict[str, str], dies_at: int | None) -> None:
+    """What one process does, in a fork of this one."""
     warnings.simplefilter("error")
-    from plastiscope.error import RunError
-    from plastiscope.run.processes import join_processes, leave_processes, share_out
-    folder, dies = Path(sys.argv[1]), sys.argv[2]
-    together = join_processes()
-    def compute(i):
-        with open(folder / f"asked_{together.rank}", "a") as file:
+    os.environ.update(there, RANK=str(rank))
+    processes = join_processes()
+
+    def noted(i: int) -> Part:
+        with open(folder / f"asked_{rank}", "a") as file:
             file.write(f"{i} ")
-        if dies == f"{together.rank} {i}":
+        if i == dies_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        return {"values": np.arange(i, i + 3, dtype=np.float32)}
+        return compute(i)
+
     try:
-        found = share_out(folder / "parts", 7, compute, together)
+        found = share_out(folder / "parts", 7, noted, processes)
     except RunError as error:
-        sys.exit(str(error))
-    (folder / f"out_{together.rank}").write_bytes(np.concatenate([part["values"] for part in found]).tobytes())
+        (folder / f"error_{rank}").write_text(str(error))
+        sys.exit(2)
+    (folder / f"out_{rank}").write_bytes(b"".join(as_bytes(found)))
     leave_processes()
-"""
 
 
-def together(folder: Path, world: int, dies: str = "") -> list[subprocess.CompletedProcess]:
-    """Processes as torchrun would start them, connected by gloo."""
-    shared = {**os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, "-c", textwrap.dedent(TOGETHER), str(folder), dies]
-    running = [
-        subprocess.Popen(command, env={**shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(world)
-    ]
-    done = []
+def together(folder: Path, world: int, dies: tuple[int, int] | None = None) -> list[int | None]:
+    """Exit codes of processes as torchrun would start them, connected by gloo; `dies` = (rank, part)."""
+    there = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    forks = multiprocessing.get_context("fork")
+    ends = [dies[1] if dies is not None and dies[0] == rank else None for rank in range(world)]
+    running = [forks.Process(target=one_of_them, args=(folder, rank, there, end)) for rank, end in enumerate(ends)]
     for process in running:
-        _, error = process.communicate(timeout=120)
-        done.append(subprocess.CompletedProcess(command, process.returncode, stderr=error))
-    return done
+        process.start()
+    for process in running:
+        process.join(120)
+    return [process.exitcode for process in running]
 
 
 def test_a_killed_process_does_not_keep_the_others_waiting_and_another_number_of_them_goes_on(tmp_path):
     """Rank 1 of 2 is killed at part 3; rank 0 hears of it at once; one process alone does what is left."""
-    first, second = together(tmp_path, 2, dies="1 3")
-    assert second.returncode == -9
-    assert first.returncode == 1
-    assert "another process stopped" in first.stderr
-    assert sorted(path.name[:10] for path in (tmp_path / "parts").glob("part_*")) == [
-        f"part_{i:05d}" for i in (0, 1, 2, 4, 6)
-    ]
+    assert together(tmp_path, 2, dies=(1, 3)) == [2, -9]
+    assert "another process stopped" in (tmp_path / "error_0").read_text()
+    left = sorted(path.name[:10] for path in (tmp_path / "parts").glob("part_*"))
+    assert left == [f"part_{i:05d}" for i in (0, 1, 2, 4, 6)]
     for path in tmp_path.glob("asked_*"):
         path.unlink()
-    done = together(tmp_path, 3)
-    assert [(process.returncode, process.stderr) for process in done] == [(0, "")] * 3
+    assert together(tmp_path, 3) == [0, 0, 0]
     asked = sorted(int(i) for path in tmp_path.glob("asked_*") for i in path.read_text().split())
     assert asked == [3, 5]
-    expected = np.concatenate([np.arange(i, i + 3, dtype=np.float32) for i in range(7)]).tobytes()
+    expected = b"".join(as_bytes([compute(i) for i in range(7)]))
     assert [(tmp_path / f"out_{rank}").read_bytes() for rank in range(3)] == [expected] * 3
 
 
