@@ -97,6 +97,7 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-data", action="store_true", help="do without the data set: no coarse classes, names, probabilities"
     )
+    parser.add_argument("--trust", action="store_true", help="let config.yaml name classes of other packages")
 
 
 def _add_table(parser: argparse.ArgumentParser) -> None:
@@ -157,7 +158,7 @@ def _merge(options: argparse.Namespace) -> None:
         first_epochs=options.first_epochs,
         suffix=".csv" if options.csv else ".parquet",
     )
-    made = make_tables(load_run(options.run), options.out or options.run / "tables", request)
+    made = make_tables(load_run(options.run, options.trust), options.out or options.run / "tables", request)
     for note in made.notes:
         print(note)
     for path in made.files:
