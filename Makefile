@@ -34,7 +34,7 @@ slurm-packages:
 	@PATH="$$PATH:/usr/sbin:/sbin"; { command -v slurmctld && command -v munged; } >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null; } || echo "no SLURM here: apt-get install -y --no-install-recommends slurm-wlm munge"
 
 lint: $(STAMP)
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks experiments
 	$(BIN)/mypy
 
 bench: $(STAMP)

@@ -4,33 +4,44 @@ A file that a page wants to exist is a code block with the file's name in the pa
 """
 
 import re
+import runpy
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hydra import compose, initialize_config_module
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
-from plastiscope import app
-from plastiscope.build import build
+from plastiscope import app, samples
+from plastiscope.build import build, compose_plan, with_analyses
+from plastiscope.load import load_run
 from plastiscope.run.status import read_status
 from plastiscope.settings import RESUMABLE
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+STUDIES = sorted((ROOT / "experiments").rglob("README.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *STUDIES]
 TINY = ("use_wandb=false", "device=cpu", "threads=1", "num_tasks=1", "epochs=1")
-IN_FULL = 7
-"""Commands of extending.md that are run, all but a download: one for each kind of component, two for arrays."""
+IN_FULL = 8
+"""Commands of extending.md that are run, all but a download: one for each kind of component, two for analyses, two for
+arrays."""
 
 BLOCK = re.compile(r"^(?:`([^`\n]+\.\w+)`:?\n\n)?```(\w*)[^\n]*\n(.*?)^```", re.S | re.M)
-COMMAND = re.compile(r"^(?:\$ )?(?:\w+=\S+ )*(?:\S*/)?(plastiscope(?:-resume|-status)?)(?: (.*))?$")
-INLINE = re.compile(r"`(plastiscope(?:-resume|-status)? [^`]+)`")
+PROGRAM = r"plastiscope(?:-resume|-status|-analyze|-samples)?"
+STARTED_BY = r"(?:\$ )?(?:\w+=\S+ )*(?:(?:torchrun|srun) (?:-\S+(?: \d+)? )*)?(?:\S*/)?"
+COMMAND = re.compile(rf"^{STARTED_BY}({PROGRAM})(?: (.*))?$")
+INLINE = re.compile(rf"`({PROGRAM} [^`]+)`")
+SCRIPT = re.compile(r"(?:-m (experiments(?:\.\w+)+)|(experiments/\w+/\w+\.py))([^`|\n]*)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.*)$", re.M)
 
@@ -69,6 +80,8 @@ def commands(page: Path) -> list[Command]:
 
 
 COMMANDS = [command for page in PAGES if page.exists() for command in commands(page)]
+QUICK_TEST = "two"
+"""Run folder by which the quick test of analyses.md begins."""
 EXTENDING = [c for c in COMMANDS if (c.page, c.program) == ("extending.md", "plastiscope")]
 EXAMPLES = [c for c in EXTENDING if "data=cifar10" not in c.arguments]
 
@@ -96,18 +109,21 @@ def in_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return project
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str, program: str = "plastiscope") -> None:
     """The console command in this process."""
-    monkeypatch.setattr(sys, "argv", ["plastiscope", *arguments])
+    monkeypatch.setattr(sys, "argv", [program, *arguments])
     GlobalHydra.instance().clear()
     try:
-        app.main()
+        {"plastiscope": app.main, "plastiscope-analyze": app.analyze}[program]()
     finally:
         GlobalHydra.instance().clear()
 
 
 def test_pages_have_commands():
-    assert {c.page for c in COMMANDS} >= {"overview.md", "extending.md", "data.md"}
+    assert {c.page for c in COMMANDS} >= {"overview.md", "extending.md", "data.md", "analyses.md", "README.md"}
+    assert {c.program for c in COMMANDS if c.page == "analyses.md"} == {
+        *("plastiscope", "plastiscope-analyze", "plastiscope-samples")
+    }
     assert len(EXAMPLES) == IN_FULL
 
 
@@ -119,6 +135,17 @@ def test_examples_of_extending_run(command, in_project, tmp_path, monkeypatch):
     call(monkeypatch, *command.arguments, *TINY, *few, "batch_size=20", f"hydra.run.dir={tmp_path}")
     assert read_status(tmp_path)["state"] == "done"
     assert (tmp_path / "metrics.jsonl").stat().st_size > 0
+    if any("el2n" in argument for argument in command.arguments):
+        check_own_values(tmp_path)
+
+
+def check_own_values(folder: Path) -> None:
+    """What docs/extending.md says of reading the metric of one's own analysis."""
+    values = load_run(folder, trust=True).samples("el2n").values
+    assert ((values >= 0) & (values <= 2**0.5)).all()
+    samples.main([str(folder), "--trust", "--no-data"])
+    table = pd.read_parquet(folder / "tables" / "per_sample.parquet")
+    assert table.el2n_mean.to_numpy() == pytest.approx(values.mean(0))
 
 
 def jobs(command: Command) -> list[list[str]]:
@@ -131,7 +158,10 @@ def jobs(command: Command) -> list[list[str]]:
     return [batch[0], batch[-1]]
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.program == "plastiscope"], ids=str)
+COMPOSED = [c for c in COMMANDS if c.program == "plastiscope" and c not in EXAMPLES]
+
+
+@pytest.mark.parametrize("command", COMPOSED, ids=str)
 def test_commands_compose_and_build(command, in_project):
     for overrides in jobs(command):
         with initialize_config_module("plastiscope.configs", version_base="1.3"):
@@ -142,6 +172,72 @@ def test_commands_compose_and_build(command, in_project):
 def test_changes_on_a_resume_are_allowed(command):
     _folder, *changes = [a for a in command.arguments if a != "--trust"]
     assert {change.split("=")[0].split(".")[0] for change in changes} <= set(RESUMABLE)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.program == "plastiscope-analyze"], ids=str)
+def test_commands_of_analyze_compose(command):
+    arguments = list(command.arguments)
+    if "--out" in arguments:
+        at = arguments.index("--out")
+        del arguments[at : at + 2]
+    _folder, *overrides = arguments
+    build(with_analyses(OmegaConf.create(compose_plan().config), overrides))
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.program == "plastiscope-samples"], ids=str)
+def test_commands_of_samples_are_understood(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # where there is no run
+    with pytest.raises(SystemExit):
+        samples.main(command.arguments)
+    said = capsys.readouterr().err
+    assert said.startswith("plastiscope-samples: ") and "usage:" not in said
+
+
+def test_two_checkpoints_as_analyses_says(tmp_path, monkeypatch):
+    blocks = BLOCK.findall((ROOT / "docs" / "analyses.md").read_text())
+    (quick_test,) = [
+        body for _, language, body in blocks if language == "sh" and f"hydra.run.dir={QUICK_TEST} " in body
+    ]
+    monkeypatch.chdir(tmp_path)
+    for line in quick_test.splitlines():
+        program, *arguments = shlex.split(line)
+        if program.startswith("plastiscope"):
+            call(monkeypatch, *arguments, *(["threads=1"] if "-" not in program else []), program=program)
+        else:
+            subprocess.run([program, *arguments], check=True)
+    for _, language, body in blocks:
+        if language == "python" and f'"{QUICK_TEST}_csl"' in body:
+            exec(compile(body, "analyses.md", "exec"), {})
+
+
+def scripts() -> dict[str, set[str]]:
+    """Options that pages give, by module or path of a study's script."""
+    found: dict[str, set[str]] = {}
+    for page in PAGES:
+        for module, path, rest in SCRIPT.findall(page.read_text().replace("\\\n", " ")):
+            found.setdefault(module or path, set()).update(re.findall(r"(?<!\S)--[\w-]+", rest))
+    return found
+
+
+@pytest.mark.parametrize(("script", "options"), sorted(scripts().items()), ids=lambda value: str(value)[:60])
+def test_scripts_of_studies_know_their_options(script, options, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as ended:
+        if script.endswith(".py"):
+            monkeypatch.syspath_prepend(str((ROOT / script).parent))
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        else:
+            import_module(script).main()
+    assert ended.value.code == 0
+    assert options <= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(p.parent for p in (ROOT / "experiments").glob("*/README.md")), ids=lambda p: p.name
+)
+def test_every_study_is_listed(folder):
+    assert f"]({folder.name}/README.md)" in (ROOT / "experiments" / "README.md").read_text()
 
 
 def test_reading_a_run_as_overview_says(tmp_path, monkeypatch):
