@@ -1,10 +1,24 @@
 """Every benchmark, one after the other: python -m benchmarks.all, or make bench."""
 
-from benchmarks import allocator, augmentation, channels_last, checkpoint, startup, step
+from benchmarks import (
+    aggregation,
+    allocator,
+    augmentation,
+    channels_last,
+    checkpoint,
+    csl_online,
+    dormant,
+    input_curvature,
+    sample_gradient,
+    startup,
+    step,
+)
 
 
 def main() -> None:
-    for program in (startup, step, channels_last, augmentation, checkpoint, allocator):
+    of_runs = (startup, step, channels_last, augmentation, checkpoint, allocator)
+    of_samples = (csl_online, sample_gradient, input_curvature, dormant, aggregation)
+    for program in (*of_runs, *of_samples):
         program.main()
         print(flush=True)
 
