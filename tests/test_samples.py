@@ -22,6 +22,7 @@ from plastiscope.load import load_run
 from plastiscope.measure.classification import classify
 from plastiscope.measure.comparison import auroc, pearson, spearman
 from plastiscope.run.presentation_log import presented_tasks
+from plastiscope.run.status import State, write_status
 from plastiscope.samples import main
 from plastiscope.table.probabilities import write_probabilities
 from table.stores import labels_of, write_block
@@ -155,7 +156,9 @@ def test_codes_and_their_thresholds_are_in_the_table(folder):
     table = read(folder)
     about = json.loads((folder / "tables" / "per_sample.json").read_text())["classification"]
     assert about["axes"] == {"csl": "csl_active_mean", "dormant": "persample_strict_final"}
-    threshold = float(np.quantile(table.csl_active_mean.astype(np.float64), 0.8))
+    trained = table[table.split == "train"]
+    threshold = float(np.quantile(trained.csl_active_mean.astype(np.float64), 0.8))
+    assert about["thresholds_from"] == ["train"]
     assert about["thresholds"]["csl"] == pytest.approx(threshold, rel=1e-12)
     assert about["rules"]["csl"] == {"kind": "quantile", "level": 0.8}
     high = table.csl_active_mean >= threshold
@@ -168,7 +171,10 @@ def test_thresholds_of_each_entry_task(folder):
     table = read(folder)
     about = json.loads((folder / "tables" / "per_sample.json").read_text())["classification"]
     axes = {"csl": table.csl_active_mean.to_numpy(), "dormant": table.persample_strict_mean.to_numpy()}
-    wanted = classify(axes, groups=table.entry_task.to_numpy())
+    is_train = (table.split == "train").to_numpy()
+    wanted = classify(axes, groups=table.entry_task.to_numpy(), among=is_train)
+    trained = classify({a: v[is_train] for a, v in axes.items()}, groups=table.entry_task.to_numpy()[is_train])
+    assert wanted.thresholds == trained.thresholds and wanted.codes[is_train].tolist() == trained.codes.tolist()
     assert table.code.tolist() == wanted.codes.tolist()
     assert list(about["thresholds"]["csl"]) == ["0", "1", "2"]
 
@@ -213,9 +219,11 @@ def test_a_folder_of_analyses_beside_the_run(folder, capsys):
     """A ragged table joins with NaN; a column that both have keeps the folder's name."""
     run_store = load_run(folder)
     ids = run_store.samples("loss").ids
-    some, about = ids[5:50], read_labels(folder)
+    about = read_labels(folder)
+    chosen = np.flatnonzero(about["split"] == 0)[:45]
+    some = ids[chosen]
     late = folder.parent / "late"
-    label = labels_of(some.tolist(), *(about[name][5:50] for name in ("labels", "labels_trained", "split")))
+    label = labels_of(some.tolist(), *(about[name][chosen] for name in ("labels", "labels_trained", "split")))
     values = np.arange(45) / 64
     write_block(late, 0, label, [12], {"input_curv_norm": [values], "persample_strict": [values]})
     main([str(folder), str(late)])
@@ -249,9 +257,12 @@ def read_labels(folder: Path) -> dict[str, np.ndarray]:
     return {name: getattr(about, name)[order] for name in ("labels", "labels_trained", "split")}
 
 
-def test_group_tables(folder):
-    main([str(folder)])
+@pytest.mark.parametrize("splits", [(), ("train", "validation")])
+def test_group_tables(folder, splits):
+    chosen = ("--splits", *splits) if splits else ()
+    main([str(folder), *chosen])
     table = read(folder)
+    table = table[table.split.isin(splits or ("train",))]
     for by in ("label", "entry_task"):
         groups = pd.read_parquet(folder / "tables" / f"by_{by}.parquet")
         for quantity in ("csl_active_mean", "persample_strict_mean", "label_is_noisy", "csl_sum"):
@@ -266,7 +277,7 @@ def test_group_tables(folder):
             np.testing.assert_allclose(found["mean"], wanted["mean"], rtol=1e-6)
             np.testing.assert_allclose(found["std"], wanted["std"], rtol=1e-5)
     assert pd.read_parquet(folder / "tables" / "by_label.parquet").class_name[0] == "0"
-    main(["groups", str(folder), "--by", "code"])
+    main(["groups", str(folder), "--by", "code", *chosen])
     codes = pd.read_parquet(folder / "tables" / "by_code.parquet")
     assert codes[codes.quantity == "label_quality"].n.sum() == len(table)
 
@@ -357,12 +368,25 @@ def test_compare(noisy_run, capsys):
     assert "csl_sum" in capsys.readouterr().out
 
 
+def test_x_may_be_given_again_and_splits_chosen(folder):
+    main([str(folder)])
+    out = folder.parent / "compare.csv"
+    again = ("--x", "csl_sum", "--x", "lt_frac", "aum", "--y", "confidence", "--splits", "validation")
+    main(["compare", str(folder), *again, "--out", str(out)])
+    found, table = pd.read_csv(out).set_index("x"), read(folder)
+    validated = table[table.split == "validation"]
+    assert found.index.tolist() == ["csl_sum", "lt_frac", "aum"]
+    wanted = pearson(validated.aum.to_numpy(), validated.confidence.to_numpy())
+    assert found.pearson["aum"] == pytest.approx(wanted.value) and found.n["aum"] == wanted.n == len(validated)
+
+
 def test_compare_in_groups_and_with_a_threshold(folder):
     main([str(folder)])
     out = folder.parent / "compare.csv"
     columns = ("--x", "csl_active_mean", "--y", "lt_frac", "--by", "entry_task", "--threshold", "0.5")
     main(["compare", str(folder), *columns, "--out", str(out)])
     found, table = pd.read_csv(out), read(folder)
+    table = table[table.split == "train"]
     assert found.entry_task.tolist() == ["all", "0", "1", "2"]
     one = table[table.entry_task == 1]
     row = found[found.entry_task == "1"].iloc[0]
@@ -448,6 +472,67 @@ def test_a_run_without_per_sample_values(tmp_path, capsys):
         make_plan("threads=1", "num_tasks=1", "epochs=1", "data.samples_per_class=12", "analysis=[]"), tmp_path / "bare"
     )
     assert "has no per-sample values; train with analysis=[csl]" in refusal(capsys, tmp_path / "bare")
+
+
+def test_a_run_that_is_not_done(folder, capsys):
+    """It is refused; what there is of it is read on request, without the epoch of which a row is missing."""
+    whole = aggregated(load_run(folder).sample_store, epochs=range(1, 12))
+    write_status(folder, State.preempted)
+    said = refusal(capsys, folder)
+    assert "is not finished (preempted): resume it" in said and "--unfinished" in said
+    marks = folder / "samples" / "task_0002" / "margin.done"
+    marks.write_bytes(marks.read_bytes()[:-1] + b"\0")
+    main([str(folder), "--unfinished"])
+    assert "is not finished (preempted): what there is was read" in capsys.readouterr().out
+    table = read(folder)
+    trained = table[table.split == "train"]
+    for name in ("csl_sum", "aum", "confidence", "lt_frac"):
+        np.testing.assert_array_equal(trained[name], whole[name], err_msg=name)
+    assert json.loads((folder / "tables" / "per_sample.json").read_text())["run_status"] == {str(folder): "preempted"}
+    write_status(folder, State.done)
+    assert "lacks rows of 1 epochs, the first of epoch 12: resume what wrote it" in refusal(capsys, folder)
+
+
+def test_an_analysis_beside_the_run_that_is_not_done(folder, capsys):
+    out = analyze(folder, ["analysis=[dormant]", "dormant.rules=[persample_rate]"], folder.parent / "later")
+    write_status(out, State.failed)
+    assert "later is not finished (failed)" in refusal(capsys, folder, out)
+    main([str(folder), str(out), "--unfinished"])
+    assert json.loads((folder / "tables" / "per_sample.json").read_text())["run_status"][str(out)] == "failed"
+
+
+def test_label_quality_of_a_run_that_was_scored_online(noisy_run, tmp_path):
+    """Without a pass after the epochs it is the confidence in the training steps; with one, the one of that pass."""
+    online = Path(shutil.copytree(noisy_run, tmp_path / "online"))
+    for path in (online / "samples").glob("task_*/*"):
+        if path.stem in ("loss", "correct", "margin"):
+            path.unlink()
+    main([str(online)])
+    table = read(online)
+    assert "confidence" not in table and table.label_quality.notna().all()
+    np.testing.assert_array_equal(table.label_quality, table.online_confidence.clip(0, 1))
+    about = json.loads((online / "tables" / "per_sample.json").read_text())["columns"]
+    assert "online_confidence" in about["label_quality"]["definition"]
+    both = read(noisy_run)
+    np.testing.assert_array_equal(both.label_quality, both.confidence.clip(0, 1))
+
+
+def test_scores_by_row_of_other_data_are_refused(folder, capsys):
+    """By the size of the training file, where the rows of it are the ids."""
+    rows = json.loads((folder / "run.json").read_text())["data"]["file_train"]
+    scores = folder.parent / "scores.npy"
+    np.save(scores, np.arange(rows) / rows)
+    main([str(folder), "--memorization", str(scores)])
+    table = read(folder)
+    np.testing.assert_allclose(table.memorization, table.sample_id / rows)
+    np.save(scores, np.linspace(0, 1, 50_000))
+    said = refusal(capsys, folder, "--memorization", scores)
+    assert f"holds 50000 scores in official order, and the training file of the data {rows} samples" in said
+    about = json.loads((folder / "run.json").read_text())
+    about["data"]["id_kind"] = "ids_file"
+    (folder / "run.json").write_text(json.dumps(about))
+    main([str(folder), "--memorization", str(scores)])
+    assert len(read(folder)) == len(table)
 
 
 def test_labels_of_another_data_set_are_refused(folder, capsys):

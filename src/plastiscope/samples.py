@@ -14,6 +14,7 @@ from pathlib import Path
 
 from plastiscope.error import ConfigError, DataError, PlastiscopeError
 from plastiscope.measure.classification import AXES, Rule, RuleKind
+from plastiscope.run.sample_store import SPLITS
 from plastiscope.table.file import Table
 
 COMMANDS = ("merge", "groups", "compare", "figures")
@@ -97,11 +98,26 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-data", action="store_true", help="do without the data set: no coarse classes, names, probabilities"
     )
+    _add_splits(parser)
+    parser.add_argument(
+        "--unfinished", action="store_true", help="take what there is of a run or an analysis that is not done"
+    )
     parser.add_argument("--trust", action="store_true", help="let config.yaml name classes of other packages")
 
 
 def _add_table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", type=Path, help="run folder that was merged, or a table (.parquet, .csv)")
+    _add_splits(parser)
+
+
+def _add_splits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        choices=SPLITS,
+        default=["train"],
+        help="samples that groups, thresholds, agreements and figures are made of; by default those of training",
+    )
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +126,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         "are positive: compare it with cosine_shuffled, and judge by Pearson and Spearman."
     )
     _add_table(parser)
-    parser.add_argument("--x", required=True, nargs="+", metavar="COLUMN", help="one or more columns")
+    parser.add_argument("--x", required=True, action="extend", nargs="+", metavar="COLUMN", help="one or more columns")
     parser.add_argument("--y", metavar="COLUMN", help="what they are compared with; by default the same in --with")
     parser.add_argument("--with", dest="other", type=Path, help="another run or table, joined by sample id")
     parser.add_argument("--by", metavar="COLUMN", help="also in each group of this column")
@@ -153,7 +169,8 @@ def _merge(options: argparse.Namespace) -> None:
         beside=options.beside,
         memorization=options.memorization,
         joins=options.join,
-        codes=CodeRules(axes=dict(options.axis), rules=dict(options.rule), by=options.rules_by),
+        codes=CodeRules(axes=dict(options.axis), rules=dict(options.rule), by=options.rules_by, splits=options.splits),
+        unfinished=options.unfinished,
         needs_data=not options.no_data,
         first_epochs=options.first_epochs,
         suffix=".csv" if options.csv else ".parquet",
@@ -168,7 +185,7 @@ def _merge(options: argparse.Namespace) -> None:
 def _groups(options: argparse.Namespace) -> None:
     from plastiscope.table.per_sample import write_groups
 
-    table = _table(options.table)
+    table = _table(options.table).only(options.splits)
     if options.by not in table:
         raise ConfigError(f"--by {options.by}: there is no such column; there are: {', '.join(table.names)}")
     for path in write_groups(table, [options.by]):
@@ -178,8 +195,8 @@ def _groups(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     from plastiscope.table.compare import compare, join_count
 
-    table = _table(options.table)
-    other = None if options.other is None else _table(options.other)
+    table = _table(options.table).only(options.splits)
+    other = None if options.other is None else _table(options.other).only(options.splits)
     found = compare(table, options.x, options.y, other, options.by, options.threshold)
     if other is not None:
         print(join_count(table, other))
@@ -193,7 +210,7 @@ def _compare(options: argparse.Namespace) -> None:
 def _figures(options: argparse.Namespace) -> None:
     from plastiscope.table.pictures import draw_table
 
-    for path in draw_table(_table(options.table), options.out):
+    for path in draw_table(_table(options.table).only(options.splits), options.out):
         print(f"wrote {path}")
 
 

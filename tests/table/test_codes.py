@@ -50,3 +50,17 @@ def test_what_is_said_of_codes():
     found = classified({"csl_mean": np.arange(4.0), "label": np.array([3, 3, 8, 8])}, {"csl": "csl_mean"}, groups)
     assert said_of(found, {"csl": "csl_mean"}, groups)["thresholds"] == {"csl": {3: 0.5, 8: 2.5}}
     assert classified({}, {}, CodeRules()) is None
+
+
+def test_thresholds_come_from_the_splits_that_are_asked_for():
+    """Every sample has a code; a group without a sample of these splits has no threshold."""
+    columns = {
+        "csl_mean": np.array([1.0, 2.0, 3.0, 9.0, 9.0, 4.0]),
+        "split": np.array(["train", "train", "train", "validation", "validation", "validation"]),
+        "label": np.array([0, 0, 0, 0, 0, 1]),
+    }
+    axes = {"csl": "csl_mean"}
+    assert classified(columns, axes, CodeRules()).thresholds == {"csl": {-1: 2.0}}
+    assert classified(columns, axes, CodeRules(splits=("train", "validation"))).thresholds == {"csl": {-1: 3.5}}
+    grouped = classified(columns, axes, CodeRules(by="label"))
+    assert grouped.codes.tolist() == ["L---", "H---", "H---", "H---", "H---", "?---"]

@@ -79,3 +79,17 @@ def test_group_tables_leave_out_who_has_no_group(tmp_path):
     )
     found = group_table(Table(tmp_path / "t.parquet"), "label")
     assert found.to_dict("records") == [{"label": 2, "quantity": "v", "n": 2, "mean": 2.0, "std": math.sqrt(2)}]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_samples_of_some_splits(tmp_path, suffix):
+    split = np.ma.MaskedArray(["train", "validation", ""], [False, False, True])
+    with TableWriter(tmp_path / f"t{suffix}", {}) as writer:
+        writer.write({"sample_id": np.array([1, 2, 3]), "split": split})
+    table = Table(tmp_path / f"t{suffix}")
+    assert table.only(["train"]).column("sample_id").tolist() == [1]
+    assert table.only(["train", "validation"]).column("sample_id").tolist() == [1, 2]
+    assert table.column("sample_id").tolist() == [1, 2, 3]
+    with pytest.raises(DataError, match=r"no samples of split test \(there are: train, validation\); give --splits"):
+        table.only(["test"])
+    assert written(tmp_path / f"u{suffix}").only(["test"]).column("sample_id").tolist() == [1, 2, 3, 4, 5, 6]

@@ -46,7 +46,7 @@ def pairs(scores: Mapping[str, Array]) -> "Figure":
 def cloud(axes: "Axes", x: Array, y: Array) -> None:
     """One score against another: points, or their density; the title says the Spearman correlation.
 
-    Axes of skewed scores are logarithmic.
+    Axes of skewed scores are logarithmic. A score that is constant has no correlation, and the title says so.
     """
     known = np.isfinite(x) & np.isfinite(y)
     scales: dict[str, Any] = {}
@@ -58,7 +58,16 @@ def cloud(axes: "Axes", x: Array, y: Array) -> None:
         axes.scatter(x[known], y[known], s=5, alpha=0.35, color=BLUE, linewidths=0)
         axes.set(**scales)
     agreement = spearman(x, y)
-    axes.set_title(f"Spearman {agreement.value:.2f}, n = {agreement.n:,}", fontsize=8)
+    said = f"Spearman {agreement.value:.2f}"
+    if not np.isfinite(agreement.value):
+        said = "one score constant" if agreement.n else "no sample has both"
+    axes.set_title(f"{said}, n = {agreement.n:,}", fontsize=8)
+
+
+def is_constant(values: Array) -> bool:
+    """Whether the known values are all the same, or there is none."""
+    known = values[np.isfinite(values)]
+    return len(known) == 0 or known.min() == known.max()
 
 
 def is_skewed(values: Array) -> bool:
@@ -164,4 +173,4 @@ def _histogram(axes: "Axes", values: Array) -> None:
         axes.set_xscale("log")
     elif len(known):
         axes.hist(known, bins=30, color=GREY)
-    axes.set_title(f"n = {len(known):,}", fontsize=8)
+    axes.set_title(f"{'constant, ' if len(known) and is_constant(known) else ''}n = {len(known):,}", fontsize=8)

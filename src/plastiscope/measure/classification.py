@@ -79,7 +79,10 @@ class Classification:
 
 
 def classify(
-    axes: Mapping[str, Values], rules: Mapping[str, Rule] | None = None, groups: Groups | None = None
+    axes: Mapping[str, Values],
+    rules: Mapping[str, Rule] | None = None,
+    groups: Groups | None = None,
+    among: npt.NDArray[np.bool_] | None = None,
 ) -> Classification:
     """The code of each sample.
 
@@ -87,6 +90,8 @@ def classify(
         axes: values [n] by axis (of AXES); an axis that is left out was not measured.
         rules: by axis; RULES where none is given.
         groups: int [n], such as the class or the entry task: each group has thresholds of its own.
+        among: bool [n], the samples whose values the thresholds come from; None = all. Where a threshold is NaN,
+            because there are none, the letter is `?`.
 
     Raises:
         ValueError: an axis that does not exist, no axis, or lengths that differ.
@@ -97,10 +102,11 @@ def classify(
     (n,) = lengths
     letters, thresholds = np.full((len(AXES), n), "-"), {}
     group = np.full(n, EVERYONE, np.int64) if groups is None else groups
+    known = np.full(n, True) if among is None else among
     for place, axis in enumerate(AXES):
         if axis in axes:
             rule = (rules or {}).get(axis, RULES[axis])
-            thresholds[axis] = {int(g): rule.threshold(axes[axis][group == g]) for g in np.unique(group)}
+            thresholds[axis] = {int(g): rule.threshold(axes[axis][known & (group == g)]) for g in np.unique(group)}
             letters[place] = _letters(axes[axis], group, thresholds[axis])
     return Classification(np.ascontiguousarray(letters.T).view(f"U{len(AXES)}")[:, 0], thresholds)
 
@@ -114,4 +120,4 @@ def _letters(values: Values, group: Groups, thresholds: Mapping[int, float]) -> 
     """H, L or ? of each value."""
     names, place = np.unique(group, return_inverse=True)
     limit = np.array([thresholds[int(g)] for g in names])[place]
-    return np.where(np.isfinite(values), np.where(values.astype(np.float64) >= limit, "H", "L"), "?")
+    return np.where(np.isfinite(values) & ~np.isnan(limit), np.where(values.astype(np.float64) >= limit, "H", "L"), "?")

@@ -27,11 +27,13 @@ class CodeRules:
         axes: column of an axis, where it is not the usual one.
         rules: rule of an axis, where it is not the usual one.
         by: column of groups that have thresholds of their own.
+        splits: of the samples that the thresholds come from; every sample gets a code.
     """
 
     axes: Mapping[str, str] = field(default_factory=dict)
     rules: Mapping[str, Rule] = field(default_factory=dict)
     by: str | None = None
+    splits: Collection[str] = ("train",)
 
 
 def axis_columns(columns: Collection[str], wanted: CodeRules | None = None) -> dict[str, str]:
@@ -53,12 +55,14 @@ def axis_columns(columns: Collection[str], wanted: CodeRules | None = None) -> d
 
 
 def classified(columns: Mapping[str, Array], axes: Mapping[str, str], wanted: CodeRules) -> Classification | None:
-    """Codes from whole columns (those of `axes`, and of `wanted.by`); None where there is no axis."""
+    """Codes from whole columns: of `axes`, `wanted.by`, and split where there is one; None without an axis."""
     if not axes:
         return None
     values = {axis: np.ma.filled(columns[column].astype(np.float64), np.nan) for axis, column in axes.items()}
     groups = None if wanted.by is None else np.ma.filled(columns[wanted.by].astype(np.int64), -1)
-    return classify(values, wanted.rules, groups)
+    split = columns.get("split")
+    among = None if split is None else np.isin(np.ma.filled(split, ""), list(wanted.splits))
+    return classify(values, wanted.rules, groups, among)
 
 
 def with_codes(slices: Iterator[Rows], found: Classification | None) -> Iterator[Rows]:
@@ -79,6 +83,7 @@ def said_of(found: Classification, axes: Mapping[str, str], wanted: CodeRules) -
         "axes": dict(axes),
         "rules": {axis: {"kind": rule.kind.value, "level": rule.level} for axis, rule in rules.items()},
         "thresholds_by": wanted.by,
+        "thresholds_from": sorted(wanted.splits),
         "thresholds": found.thresholds
         if wanted.by
         else {a: next(iter(t.values())) for a, t in found.thresholds.items()},

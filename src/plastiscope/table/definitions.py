@@ -21,8 +21,11 @@ IDENTITY_COLUMNS = {
 """Who a sample is."""
 
 LABEL_QUALITY = Column(
-    "confidence, in [0, 1]: mean over the kept epochs of the probability of the label that the network is told; "
+    "confidence, in [0, 1]: mean over the active epochs of the probability of the label that the network is told; "
     "low = the label is doubtful"
+)
+ONLINE_LABEL_QUALITY = Column(
+    f"{LABEL_QUALITY.definition}; from the training steps (online_confidence), as nothing was scored after the epochs"
 )
 
 DYNAMICS = {
@@ -42,8 +45,10 @@ DYNAMICS = {
     "lt_first": Column("first active epoch whose running mean of the squared norm is at most that mean; NaN: never",
                        EPOCHS),
     "lt_censored": Column("whether lt_first was never reached"),
-    "first_learn": Column("first active epoch in which the sample is classified rightly; never: their number", EPOCHS),
-    "learn_forever": Column("active epoch of the last change to right that is never undone", EPOCHS),
+    "first_learn": Column("number of active epochs before the first in which the sample is classified rightly, 0 = "
+                          "rightly at once; never: their number", EPOCHS),
+    "learn_forever": Column("number of active epochs before the sample is classified rightly for good, 0 = always "
+                            "rightly; wrong in the last one: their number", EPOCHS),
     "never_learned": Column("whether the sample is wrong in all active epochs"),
     "cum_error": Column("1 - correctness: mean 0/1 loss over the active epochs"),
     "correctness": Column("share of the active epochs in which the sample is classified rightly"),

@@ -1,7 +1,8 @@
 """The table as a file: Parquet with its definitions in the metadata, or CSV with them beside it."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from copy import copy
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,7 @@ class Table:
 
         self.path = path
         self._held: pa.Table | None = None
+        self._kept: Array | None = None
         try:
             if path.suffix == ".csv":
                 self._held = pyarrow.csv.read_csv(path)
@@ -114,6 +116,24 @@ class Table:
     def __contains__(self, name: str) -> bool:
         return name in self.names
 
+    def only(self, splits: Collection[str]) -> "Table":
+        """The table of which `column` gives the samples of some splits; all of them where it has no column split.
+
+        Raises:
+            DataError: no sample is of these splits.
+        """
+        if "split" not in self.names:
+            return self
+        found, split = copy(self), self.column("split")
+        kept = np.array([value in splits for value in split.tolist()], np.bool_)
+        if len(kept) and not kept.any():
+            there = ", ".join(sorted({value for value in split.tolist() if isinstance(value, str) and value})) or "none"
+            raise DataError(
+                f"{self.path} has no samples of split {', '.join(splits)} (there are: {there}); give --splits"
+            )
+        found._kept = kept
+        return found
+
     def column(self, name: str) -> Array:
         """Values [n] of a column; null is NaN in columns of numbers.
 
@@ -125,7 +145,8 @@ class Table:
         if name not in self.names:
             raise DataError(f"{self.path} has no column {name}; there are: {', '.join(self.names)}")
         held = self._held or pyarrow.parquet.read_table(self.path, columns=[name])
-        return held.column(name).to_pandas().to_numpy()
+        values = held.column(name).to_pandas().to_numpy()
+        return values if self._kept is None else values[self._kept]
 
     def slices(self) -> Iterator[Rows]:
         """All columns, a row group at a time; null stays masked."""

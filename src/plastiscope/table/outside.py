@@ -8,7 +8,7 @@ import numpy as np
 
 from plastiscope.error import DataError
 from plastiscope.formats.content import check_ids, read_content
-from plastiscope.formats.memorization import read_memorization
+from plastiscope.formats.memorization import IdKind, read_memorization
 from plastiscope.table.source import ID, Column, Rows, Source, source_of
 from plastiscope.table.store import Identities
 
@@ -22,23 +22,31 @@ LABELS = {"label": "labels", "label_trained": "labels_trained"}
 """Columns of a file that must agree with what the run says."""
 
 
-def memorization_source(path: Path, samples: Identities, file_names: Sequence[str] | None = None) -> Source:
+def memorization_source(
+    path: Path, samples: Identities, file_names: Sequence[str] | None = None, rows: int | None = None
+) -> Source:
     """Memorization scores of the run's samples; samples that only the file has are counted and left out.
 
     Args:
         path: any format of `read_memorization`.
         samples: of the run; their labels before noise are compared with those of the file.
         file_names: of the training images by id, for files that go by file name.
+        rows: size of the training file, where its rows are the ids; a file in official order must have as many.
 
     Raises:
         DataError: the file cannot be read, or it is of other data.
     """
     scores = read_memorization(path, file_names)
+    if scores.id_kind is IdKind.official_order and rows is not None and len(scores.ids) != rows:
+        raise DataError(
+            f"{path} holds {len(scores.ids)} scores in official order, and the training file of the data {rows} "
+            "samples: they are of other data; if the data are a part of theirs, say which by data.ids_file"
+        )
     joined = scores.join(samples.ids, samples.labels)
     known = np.isin(samples.ids, scores.ids)
-    rows = {ID: samples.ids[known], "memorization": joined.scores[known]}
+    columns = {ID: samples.ids[known], "memorization": joined.scores[known]}
     column = Column(f"{MEMORIZATION.definition} (from {path.name})", MEMORIZATION.unit)
-    return source_of(str(path), rows, {"memorization": column}, adds_rows=False, extra=joined.right)
+    return source_of(str(path), columns, {"memorization": column}, adds_rows=False, extra=joined.right)
 
 
 def file_source(path: Path, samples: Identities) -> Source:

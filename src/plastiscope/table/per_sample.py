@@ -18,7 +18,8 @@ from plastiscope.data.samples import DataSet
 from plastiscope.error import ConfigError, DataError, RunError
 from plastiscope.load import LoadedRun
 from plastiscope.run.sample_store import SPLITS, SampleStore
-from plastiscope.run.storage import write_json
+from plastiscope.run.status import State, read_status
+from plastiscope.run.storage import read_json, write_json
 from plastiscope.table.codes import CodeRules, axis_columns, classified, said_of, with_codes
 from plastiscope.table.definitions import IDENTITY_COLUMNS, classification_columns
 from plastiscope.table.dynamics import dynamics_sources
@@ -40,7 +41,8 @@ class Request:
         beside: folders of analyses of the same run.
         memorization: file of published scores.
         joins: files with a column sample_id.
-        codes: how the codes are made.
+        codes: how the codes are made; the group tables are of the same splits.
+        unfinished: take what there is of a run that is not done.
         needs_data: read the data set, for coarse classes, names and probabilities.
         first_epochs: H of the column csl_first_<H>.
         suffix: of the tables, .parquet or .csv.
@@ -50,6 +52,7 @@ class Request:
     memorization: Path | None = None
     joins: Sequence[Path] = ()
     codes: CodeRules = field(default_factory=CodeRules)
+    unfinished: bool = False
     needs_data: bool = True
     first_epochs: int | None = None
     suffix: str = ".parquet"
@@ -67,18 +70,23 @@ def make_tables(run: LoadedRun, out: Path, request: Request) -> Made:
     """Write the table of a run, its group tables and its probabilities into `out`.
 
     Raises:
-        RunError: the run has no per-sample values.
+        RunError: the run has no per-sample values, or it (or a folder beside it) is not done and not `unfinished`.
         DataError, ConfigError: a source that does not fit, or a rule for what is not there.
     """
-    notes: list[str] = []
+    states = _states(run, request)
+    notes = [
+        f"{folder} is not finished ({state}): what there is was read"
+        for folder, state in states.items()
+        if state != State.done.value
+    ]
     data = _data(run, notes) if request.needs_data else None
     samples, merged = collect(run, request, data)
     notes = [*said_of_joins(merged.counts, len(samples.ids)), *notes]
     path = out / f"per_sample{request.suffix}"
     coarse = None if data is None or data.coarse_classes is None else data.coarse_classes.cpu().numpy()
-    about = write_table(path, run_id(run.folder), samples, merged, request.codes, coarse)
+    about = write_table(path, run_id(run.folder), samples, merged, request.codes, coarse, states)
     write_json(out / "per_sample.json", about)
-    table = Table(path)
+    table = Table(path).only(request.codes.splits)
     files = [path, *write_groups(table, [by for by in GROUPINGS if by in table], data)]
     if data is not None:
         files += _probabilities(run, data, out, notes)
@@ -111,17 +119,29 @@ def collect(run: LoadedRun, request: Request, data: DataSet | None = None) -> tu
     is_tracked = bool(sources)
     for (name, store), folder in zip(stores.items(), (run.folder, *request.beside), strict=True):
         with_presentations = folder == run.folder and not is_tracked
-        found = dynamics_sources(store, name, request.first_epochs, with_presentations=with_presentations)
+        found = dynamics_sources(
+            store,
+            name,
+            request.first_epochs,
+            with_presentations=with_presentations,
+            unfinished=request.unfinished,
+        )
         sources += [_renamed(source, folder, sources) for source in (*found, *metric_sources(store, name))]
     if request.memorization is not None:
         names = None if data is None else _file_names(data)
-        sources.append(memorization_source(request.memorization, samples, names))
+        sources.append(memorization_source(request.memorization, samples, names, _rows_of_data(run.folder)))
     sources += [file_source(path, samples) for path in request.joins]
     return samples, merge(samples.ids, sources)
 
 
 def write_table(
-    path: Path, own_id: str, samples: Identities, merged: Merged, rules: CodeRules, coarse: Array | None = None
+    path: Path,
+    own_id: str,
+    samples: Identities,
+    merged: Merged,
+    rules: CodeRules,
+    coarse: Array | None = None,
+    states: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write the table, a row group at a time; returns what is said of it.
 
@@ -135,12 +155,14 @@ def write_table(
         merged: all columns about them.
         rules: of the codes.
         coarse: coarse class of each class, or None.
+        states: of the run, and of the folders beside it, by folder; `run_status` of what is said.
 
     Raises:
         ConfigError: rules for what is not there.
     """
     axes = axis_columns(merged.columns, rules)
-    kept: dict[str, list[Array]] = {column: [] for column in (*axes.values(), *([rules.by] if rules.by else []))}
+    wanted = (*axes.values(), "split", *([rules.by] if rules.by else []))
+    kept: dict[str, list[Array]] = {column: [] for column in wanted}
     stage = path.with_name(f".{path.stem}.stage.parquet")
     with TableWriter(stage, {}) as writer:
         for rows in merged.slices():
@@ -152,7 +174,7 @@ def write_table(
                 parts.append(full[column])
             writer.write(full)
     found = classified({name: np.ma.concatenate(parts) for name, parts in kept.items()}, axes, rules)
-    about = _about(own_id, merged, coarse is not None)
+    about = _about(own_id, merged, coarse is not None) | {"run_status": dict(states or {})}
     if found is not None:
         about["classification"] = said_of(found, axes, rules)
         about["columns"] |= _said(classification_columns(axes))
@@ -231,6 +253,25 @@ def _probabilities(run: LoadedRun, data: DataSet, out: Path, notes: list[str]) -
     except DataError as error:
         notes.append(f"no probabilities: {error}")
         return []
+
+
+def _states(run: LoadedRun, request: Request) -> dict[str, str]:
+    """State of the run and of the folders beside it, those of analyses; a folder without a status is as it is."""
+    folders = [folder for folder in request.beside if (folder / "status.json").exists()]
+    states = {str(folder): str(read_status(folder)["state"]) for folder in (run.folder, *folders)}
+    for folder, state in states.items():
+        if state != State.done.value and not request.unfinished:
+            raise RunError(
+                f"{folder} is not finished ({state}): resume it by the command that started it, or take what there is "
+                "with --unfinished"
+            )
+    return states
+
+
+def _rows_of_data(folder: Path) -> int | None:
+    """Size of the training file, where the rows of it are the ids."""
+    data = (read_json(folder / "run.json") or {}).get("data", {})
+    return data.get("file_train") if data.get("id_kind") == "row" else None
 
 
 def _file_names(data: DataSet) -> Sequence[str] | None:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from plastiscope.error import DataError
 from plastiscope.figure.csl import BinMeans, bin_means, memorization_by_bins
-from plastiscope.figure.samples import difficulty_over_tasks, in_bins, order_effects, pairs
+from plastiscope.figure.samples import difficulty_over_tasks, in_bins, is_constant, order_effects, pairs
 from plastiscope.figure.style import save
 from plastiscope.run.sample_store import SampleStore
 from plastiscope.run.sample_view import SampleView
@@ -29,6 +29,8 @@ DORMANCY = ("memorization", "csl", "curvature")
 def draw_table(table: Table, out: Path | None = None) -> list[Path]:
     """Draw what there is: pairs of scores, difficulty over tasks, dormancy and memorization, effects of the order.
 
+    A score that is the same for all samples has no trend over another one, and no such picture.
+
     Args:
         table: of a run; what needs more than the table is read from the run folder that holds it in tables/.
         out: folder of the figures; by default figures/ of the run, or beside a table that lies elsewhere.
@@ -46,10 +48,11 @@ def draw_table(table: Table, out: Path | None = None) -> list[Path]:
         figures["samples_pairs"] = pairs({names[axis]: values for axis, values in axes.items()})
     if "csl" in axes and "entry_task" in table and len(np.unique(table.column("entry_task"))) > 1:
         figures["samples_difficulty"] = _difficulty(table, axes["csl"], names["csl"], store)
-    others = [axis for axis in DORMANCY if axis in axes]
-    if "dormant" in axes and others:
+    varied = {axis for axis, values in axes.items() if not is_constant(values)}
+    others = [axis for axis in DORMANCY if axis in varied]
+    if "dormant" in varied and others:
         figures["samples_dormancy"] = in_bins([_panel(axes, names, axis) for axis in others])
-    if "memorization" in axes and (scores := _scores(table, names)):
+    if "memorization" in varied and (scores := _scores(table, names)):
         figures["samples_memorization"] = memorization_by_bins(axes["memorization"], scores)
     if run is not None and store is not None and "csl" in axes and "position_mean" in table:
         effect = order_effect(run, store)
@@ -106,4 +109,5 @@ def _panel(axes: dict[str, Array], names: dict[str, str], axis: str) -> tuple[st
 def _scores(table: Table, names: dict[str, str]) -> dict[str, Array]:
     wanted = [names["csl"]] if "csl" in names else []
     wanted += ["lt_frac"] if "lt_frac" in table else []
-    return {name: table.column(name).astype(np.float64) for name in wanted}
+    scores = {name: table.column(name).astype(np.float64) for name in wanted}
+    return {name: values for name, values in scores.items() if not is_constant(values)}

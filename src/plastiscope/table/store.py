@@ -92,6 +92,7 @@ def _metric_source(store: SampleStore, metric: str, name: str) -> Source:
     view = SampleView(store, metric)
     unit = UNITS.get(metric.partition(".")[0], "1")
     what = metric.replace(".", " of layer ", 1)
+    what += OF_PIXELS if metric in CURVATURES else ""
     return Source(
         name=f"{name}/{metric}",
         ids=view.ids,
@@ -110,8 +111,13 @@ UNITS = {
     "input_curv_fro2": "squared: loss per squared unit of the normalised input",
     "input_trace": "loss per squared unit of the normalised input",
     "input_rayleigh_mean": "loss per squared unit of the normalised input",
+    "input_curv_noise": "loss per squared unit of the normalised input",
+    "legacy_curv": "loss per unit of the normalised input",
+    "legacy_directional_eig": "loss",
 }
 """Units of metrics, without their layer; 1 (a share or a count) for the others."""
+CURVATURES = tuple(name for name in UNITS if name.startswith(("input_", "legacy_")))
+OF_PIXELS = " (where curvature.pixel_std was given: by units of the pixels, not of the normalised input)"
 
 
 def _summaries(view: SampleView) -> Iterator[Rows]:
