@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from benchmarks import aggregation as benchmark
+from plans import make_plan
 from plastiscope.analysis.aggregation import Aggregation, aggregate, csl_and_learning_time, table
 from plastiscope.error import ConfigError, RunError
+from plastiscope.experiment import run
+from plastiscope.load import load_run
 from plastiscope.measure import dynamics, learning_time
 from plastiscope.run import sample_view
 from plastiscope.run.sample_store import SPLITS, SampleLabels, SampleStore
@@ -158,7 +161,7 @@ def test_samples_that_are_scored_before_they_enter_are_not_yet_presented(tmp_pat
     store.close()
     found = table(store)
     assert found["n_presentations"].tolist() == [4, 2] and found["n_active"].tolist() == [5, 2]
-    assert found["first_epoch"].tolist() == [0, 3]
+    assert found["first_epoch"].tolist() == [1, 3] and found["last_epoch"].tolist() == [4, 4]
     np.testing.assert_array_equal(found["csl_sum"], [5, NAN])
 
 
@@ -221,6 +224,7 @@ def test_validation_samples_only_when_they_are_asked_for(tmp_path):
     assert table(store)["sample_id"].tolist() == [5, 8]
     only = table(store, splits=["validation"])
     assert only["csl_sum"].tolist() == [40, 50] and only["n_presentations"].tolist() == [0, 0]
+    assert only["first_epoch"].tolist() == only["last_epoch"].tolist() == [-1, -1]
     assert table(store, splits=SPLITS)["split"].tolist() == [0, 0, 1, 1]
     with pytest.raises(ConfigError, match="splits"):
         table(store, splits=["valid"])
@@ -235,6 +239,77 @@ def test_without_classes_there_is_no_probability(tmp_path):
     store.close()
     found = table(store)
     assert found["csl_sum"].tolist() == [3, 4] and np.isnan(found["confidence"]).all()
+
+
+def test_first_and_last_epoch_are_those_of_training_however_seldom_it_is_scored(tmp_path):
+    """Scored after epochs 2, 4 of a task of 4, and 6 of one of 3: trained on after 1 to 4 and 5 to 7."""
+    store = SampleStore(tmp_path)
+    for task, ids, axis, own in ((0, [8, 5], [1, 2, 3, 4], [2, 4]), (1, [2, 5], [5, 6, 7], [6])):
+        block = store.open(task, labels(task, ids), axis)
+        for epoch in own:
+            block.write("loss", epoch, np.ones(2, np.float32), own)
+    store.close()
+    found = table(store)
+    assert found["sample_id"].tolist() == [2, 5, 8]
+    assert found["first_epoch"].tolist() == [5, 1, 1] and found["last_epoch"].tolist() == [6, 6, 4]
+    assert found["n_presentations"].tolist() == [2, 6, 4], "up to the last epoch that counts"
+
+
+def test_the_loss_of_a_regression_on_classes_is_no_probability(tmp_path):
+    """Drifting values of digits: labels there are, and the squared error of a number."""
+    run(
+        make_plan(
+            "task_shift_mode=drifting_values", "net=mlp", "net.widths=[8]", "num_tasks=2", "epochs=2", "threads=1",
+            "data.samples_per_class=6", "analysis=[csl]", "csl.mode=both",
+        ),
+        tmp_path / "run",
+    )  # fmt: skip
+    store = load_run(tmp_path / "run").sample_store
+    for online in (False, True):
+        found = table(store, online=online)
+        assert (found["label"] >= 0).all() and np.isfinite(found["csl_active_mean"]).all()
+        assert np.isnan(found["confidence"]).all() and np.isnan(found["variability"]).all()
+
+
+@pytest.mark.parametrize("metric", ["loss", "correct", "margin", "grad_input_l2", "online_loss"])
+@pytest.mark.parametrize("left", [("npy", "epochs.npy"), ("epochs.npy",), ()])
+def test_a_block_without_marks_of_a_metric_that_others_have_is_refused(tmp_path, metric, left):
+    make_store(tmp_path)
+    for ending in {"done", "npy", "epochs.npy"} - set(left):
+        (tmp_path / f"task_0001/{metric}.{ending}").unlink(missing_ok=True)
+    online, store = metric.startswith("online"), SampleStore(tmp_path)
+    first = E + 2 if metric == "grad_input_l2" else E + 1
+    with pytest.raises(
+        RunError, match=rf"task_0001/{metric}.done is not there: task 1 lacks {metric} of epoch {first} "
+    ):
+        table(store, online=online)
+    others = [e for e in range(1, 3 * E + 1) if not E < e <= 2 * E]
+    assert len(table(store, online=online, epochs=others)["sample_id"]) == 7
+    assert "csl_sum" in table(store, online=not online), "the other kind of values has its own metrics"
+
+
+def test_the_only_block_without_marks_is_refused(tmp_path):
+    make_store(tmp_path)
+    (tmp_path / "task_0001/loss.done").unlink()
+    with pytest.raises(RunError, match=r"task_0001/loss.done is not there"):
+        table(SampleStore(tmp_path), tasks=[1])
+
+
+def test_a_metric_that_was_not_due_in_a_task_is_not_missing(tmp_path):
+    """Tasks of 2 epochs, the loss after every third: task 0 has another metric only; in task 2 it was due."""
+    store = SampleStore(tmp_path)
+    for task, own in ((0, []), (1, [3]), (2, [6])):
+        axis = [2 * task + 1, 2 * task + 2]
+        block = store.open(task, labels(0, [8, 5]), axis)
+        block.write("persample_strict", axis[1], np.zeros(2, np.float32), axis[1:])
+        for epoch in own:
+            block.write("loss", epoch, np.ones(2, np.float32), own)
+    store.close()
+    assert table(store)["csl_sum"].tolist() == [2, 2]
+    for path in (tmp_path / "task_0002").glob("loss.*"):
+        path.unlink()
+    with pytest.raises(RunError, match="task 2 lacks loss of epoch 6 "):
+        table(SampleStore(tmp_path))
 
 
 @pytest.mark.parametrize("missing", [("loss", 9), ("margin", 9), ("loss", 3 * E), ("grad_input_l2", 2)])

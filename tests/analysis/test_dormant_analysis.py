@@ -230,15 +230,23 @@ def test_loss_of_the_same_forward(make):
 
 
 def test_samples_of_later_tasks_and_of_validation_are_subsets_of_their_own(make):
-    """Dead is then what is dormant on all of them; losses wait for their class."""
+    """Dead is then what is dormant on all of them; values wait for their class, so later samples have no means."""
     context = make("data.validation_share=0.25", "task_shift_mode=class_incremental")
     context = replace(context, sample_settings=SampleSettings(population=Population.run, validation=True))
     switch_off(context.net, {"linear_1": 3, "linear_2": 2})
     numbers = Dormant(loss=True).on_epoch_end(context)
     about = context.sample_store.block(0).about
-    assert {"train", "validation", "later"} == {key.split("/")[1] for key in numbers} - {"all"}
+    assert {key.split("/")[1] for key in numbers} == {"train", "validation", "all"}
     assert numbers["dormant/all/total/persample_strict_dead"] == 5 / 20
-    assert np.array_equal(np.isnan(rows(context, "loss")), about.entry_task > 0)
+    assert 0 < (about.entry_task > 0).sum() < len(about.ids)
+    names = ["", "_specific", ".linear_1", ".layer_mean"]
+    for metric in ("loss", *(f"persample_strict{name}" for name in names)):
+        assert np.array_equal(np.isnan(rows(context, metric)), about.entry_task > 0), metric
+    train = rows(context, "persample_strict")[(about.entry_task == 0) & (about.split == 0)]
+    assert numbers["dormant/train/total/persample_strict"] == pytest.approx(train.mean(dtype=np.float64))
+    move_to(context, 2)
+    last = Dormant().on_epoch_end(context)
+    assert "dormant/all/total/persample_strict_dead" in last and "dormant/train/total/persample_strict_dead" not in last
 
 
 class Together(Processes):

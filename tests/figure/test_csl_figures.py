@@ -70,6 +70,14 @@ def test_only_training_samples_are_shown(columns, tmp_path, monkeypatch):
     np.testing.assert_array_equal(changed.get_offsets(), expected[is_changed])
 
 
+def test_classes_before_label_noise_are_called_so(columns, tmp_path, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(csl, "save", lambda figure, path: shown.update({path.name: figure}) or path)
+    for label, name in ((columns["label"], "class before label noise"), (columns["label_trained"], "class")):
+        draw_csl(columns | {"label": label}, "csl_active_mean", tmp_path)
+        assert shown[ALL[1]].axes[0].get_xlabel() == name
+
+
 def test_histograms_count_all_values_and_name_what_is_missing():
     figure = histograms({"csl_sum (loss)": np.array([1.0, 2.0, NAN, 9.0]), "lt_frac": np.array([0.0, 0.5, 1.0, 1.0])})
     one, other = figure.axes
@@ -94,7 +102,9 @@ def test_boxes_of_groups_have_their_quartiles():
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "3"], "a group without a value is not shown"
     boxes = [sorted(set(patch.get_path().vertices[:, 1].tolist())) for patch in axes.patches]
     assert boxes == [[11.0, 13.0], [1.0, 3.0]]
-    axes = by_group(values, groups, ("class", "csl_sum"), order=[7, 3, 1]).axes[0]
+    assert [(text.get_position()[0], text.get_text()) for text in axes.texts] == [(0, "n=5"), (1, "n=5")]
+    axes = by_group(values[1:], groups[1:], ("class", "csl_sum"), order=[7, 3, 1]).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["n=4", "n=5"]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["3", "1"]
 
 
@@ -105,7 +115,9 @@ def test_many_groups_have_mean_and_standard_deviation():
     np.testing.assert_array_equal(bars.lines[0].get_ydata(), np.arange(30) + 2.0)
     segments = bars.lines[2][0].get_segments()
     np.testing.assert_array_equal(segments[4], [[4, 4.0], [4, 8.0]])
-    assert axes.get_ylabel() == "csl_sum: mean, std"
+    assert axes.get_ylabel() == "csl_sum: mean, std" and axes.get_title() == "2 samples each"
+    axes = by_group(values[1:], groups[1:], ("class", "csl_sum")).axes[0]
+    assert axes.get_title() == "1 to 2 samples each"
     assert [text.get_text() for text in axes.get_xticklabels()] == [str(i) for i in range(0, 30, 2)]
 
 

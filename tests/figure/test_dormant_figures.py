@@ -8,7 +8,7 @@ import pytest
 from plans import make_plan
 from plastiscope.error import RunError
 from plastiscope.experiment import run
-from plastiscope.figure.dormant import Dormancy, dormancy, fates
+from plastiscope.figure.dormant import Dormancy, _by_layer, dormancy, fates
 from plastiscope.figure.run import draw_run
 from plastiscope.load import load_run
 
@@ -59,6 +59,27 @@ def test_nothing_dead_and_nothing_measured_can_be_drawn():
     axes = dormancy(of(samples={}, dead_units={0: np.zeros(4, bool)})).axes[3]
     assert [text.get_text() for text in axes.texts] == ["no unit is dead"]
     assert dormancy(of(shares={}, dead={}, samples={}, epochs=np.empty(0))).axes
+
+
+def test_few_dead_units_fill_their_panel():
+    units = {0: np.arange(1000) < 4, 1: np.arange(1000) < 2}
+    assert dormancy(of(dead_units=units)).axes[3].get_ylim() == pytest.approx((-1.25 * 0.002, 1.25 * 0.004))
+
+
+def test_training_samples_and_all_samples_are_one_curve():
+    rows = [{"dormant/all/a/r_dead": 0.5}, {"dormant/train/a/r_dead": 0.25}, {"dormant/later/a/r_dead": 1.0}]
+    assert _by_layer(rows, "r_dead")["a"].tolist() == pytest.approx([0.5, 0.25, NAN], nan_ok=True)
+
+
+def test_all_tasks_are_in_the_panel_of_dead_units_when_later_samples_are_scored(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("plastiscope.figure.dormant.dormancy", lambda found: seen.append(found) or dormancy(found))
+    tiny = ("num_tasks=3", "epochs=1", "threads=1", "data.samples_per_class=6", "net=mlp", "net.widths=[8]")
+    run(make_plan(*tiny, "analysis=[dormant]", "samples.population=run"), tmp_path / "run")
+    (found,) = seen
+    assert set(found.dead) == {"linear_1", "total", "layer_mean"}
+    assert all(len(curve) == 3 and np.isfinite(curve).all() for curve in found.dead.values())
+    assert found.dead["total"].tolist() == [units.mean() for units in found.dead_units.values()]
 
 
 @pytest.fixture(scope="module")

@@ -331,7 +331,9 @@ def test_noise_of_a_learned_sample_does_not_vanish_with_its_gradient(difference:
     probe = Probe(seed=0, difference=difference, step=1e-3, temperature=2.0)
     noise = input_curvature(net, Loss.cross_entropy, inputs, labels, torch.arange(2), 2, probe).noise
     sizes = [(0.5**0.5) / 2 + 0.5, math.exp(-15) / 2**0.5 + 0.5]  # ||p - y|| / T + 1 / T
-    assert noise.tolist() == pytest.approx([2**0.5 * gradients * 2**-52 * size / 1e-3 for size in sizes], rel=1e-5)
+    assert noise.tolist() == pytest.approx(
+        [2**0.5 * gradients * 2**-52 * size / 1e-3 for size in sizes], rel=1e-5, abs=0
+    )
 
 
 def test_nothing_is_touched() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from plastiscope.measure.loss import Loss, correct, per_sample_loss
+from plastiscope.measure.loss import Loss, correct, margin, per_sample_loss
 
 OUTPUTS = torch.randn(9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2, 3])
@@ -77,3 +77,12 @@ def test_correct() -> None:
     multi_hot = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
     assert correct(Loss.binary_cross_entropy, outputs, multi_hot).tolist() == [True, True, False]
     assert correct(Loss.mse, outputs, outputs) is None
+
+
+def test_margin() -> None:
+    """Also where all others are below zero, and where all are."""
+    outputs = torch.tensor([[2.0, -0.5, -3.0], [-4.0, -2.0, -1.0], [0.5, 0.75, 0.25]])
+    labels = torch.tensor([0, 2, 0])
+    assert margin(outputs, labels).tolist() == [2.5, 1.0, -0.25]
+    assert margin(outputs, torch.eye(3)[labels]).tolist() == [2.5, 1.0, -0.25]
+    assert margin(outputs[:, :1], labels * 0).isnan().all()

@@ -101,6 +101,17 @@ def test_rows_that_are_not_whole_are_not_there(tmp_path):
     assert [p.epochs.tolist() for p in view.pieces(slice(None), asked) if len(p.epochs)] == [[1], [4]]
 
 
+@pytest.mark.parametrize("left", ["loss.npy", "loss.epochs.npy"])
+def test_without_marks_all_rows_of_a_block_are_missing(tmp_path, left):
+    _, expected = make_store(tmp_path)
+    np.save(tmp_path / "task_0001/loss.epochs.npy", np.array([3, 4], np.int32))
+    for name in {"loss.done", "loss.npy", "loss.epochs.npy"} - {left}:
+        (tmp_path / "task_0001" / name).unlink()
+    view = SampleView(SampleStore(tmp_path), "loss")
+    assert view.missing == [(1, 3), (1, 4)]
+    np.testing.assert_array_equal(view.values, np.delete(expected, [2, 3], 0))
+
+
 def test_a_metric_that_is_not_there_says_what_is(tmp_path):
     store, _ = make_store(tmp_path)
     with pytest.raises(RunError, match="has no metric margin; there are: loss"):

@@ -22,7 +22,7 @@ from plastiscope.error import RunError, require
 from plastiscope.measure.dynamics import ActiveSum, CorrectDynamics, LossDynamics, trapezoid_weights
 from plastiscope.measure.learning_time import TOLERANCE, LearningTime, RunningMean, threshold
 from plastiscope.run.sample_store import SPLITS, Ids, SampleBlock, SampleStore
-from plastiscope.run.sample_view import SAMPLES_AT_ONCE, Piece, SampleView, union
+from plastiscope.run.sample_view import SAMPLES_AT_ONCE, Piece, SampleView, is_begun, union
 
 Columns = dict[str, npt.NDArray]
 """Values [n] by column."""
@@ -99,8 +99,9 @@ class Aggregation:
             names = {role: f"online_{role}" for role in ("loss", "correct", "margin")}
         self._tasks = sorted(self.store.tasks() if self.tasks is None else set(self.tasks))
         there = {metric for k in self._tasks for metric in self.store.block(k).metrics()}
+        begun = {name for k in self._tasks for name in names.values() if is_begun(self.store.block(k), name)}
         views = {
-            role: SampleView(self.store, name, self.ids, self._tasks) for role, name in names.items() if name in there
+            role: SampleView(self.store, name, self.ids, self._tasks) for role, name in names.items() if name in begun
         }
         if not views:
             raise RunError(
@@ -109,6 +110,7 @@ class Aggregation:
             )
         self._views = {role: view for role, view in views.items() if len(self._kept(view)) or self._lacks(view)}
         self._refuse_incomplete()
+        self._has_classes = names["correct"] in there
         self._taus: dict[tuple[bool, int | None], float] = {}
 
     @cached_property
@@ -150,7 +152,7 @@ class Aggregation:
 
     def _part(self, samples: slice) -> Columns:
         about = self._about(samples)
-        columns = about | self._of_epochs(samples)
+        columns = dict(about)
         if "loss" in self._views:
             columns |= self._of_losses(samples, about["label_trained"])
         if "correct" in self._views:
@@ -178,6 +180,7 @@ class Aggregation:
         weights, found = trapezoid_weights(epochs), LossDynamics(_count(samples), len(epochs), self.first_epochs)
         for piece in self._pieces("loss", samples):
             found.add(piece.values, piece.where, weights[np.searchsorted(epochs, piece.epochs)])
+        has_class = (label >= 0) & self._has_classes  # exp(-loss) of a regression is no probability
         columns: Columns = {
             "n_active": found.count,
             "csl_sum": found.sum_of_all,
@@ -186,8 +189,8 @@ class Aggregation:
             "csl_active_sum": found.sum_of_active,
             "csl_active_mean": found.mean_of_active,
             "loss_final": found.loss_final,
-            "confidence": np.where(label >= 0, found.confidence, np.nan),
-            "variability": np.where(label >= 0, found.variability, np.nan),
+            "confidence": np.where(has_class, found.confidence, np.nan),
+            "variability": np.where(has_class, found.variability, np.nan),
         }
         if self.first_epochs is not None:
             columns[f"csl_first_{self.first_epochs}"] = found.csl_first
@@ -220,37 +223,31 @@ class Aggregation:
                 columns[f"lt_frac_task_{k}"] = self._learning_time(samples, False, k).fraction
         return columns
 
-    def _of_epochs(self, samples: slice) -> Columns:
-        """First and last epoch in which a sample has a value; -1 where it has none."""
-        role = "loss" if "loss" in self._views else next(iter(self._views))
-        first = np.full(_count(samples), -1, np.int32)
-        last = first.copy()
-        for piece in self._pieces(role, samples):
-            active = ~np.isnan(piece.values)
-            seen, before = active.any(0), first[piece.where]
-            first[piece.where] = np.where(seen & (before < 0), piece.epochs[active.argmax(0)], before)
-            newest = piece.epochs[len(active) - 1 - active[::-1].argmax(0)]
-            last[piece.where] = np.where(seen, newest, last[piece.where])
-        return {"first_epoch": first, "last_epoch": last}
-
     def _about(self, samples: slice) -> Columns:
-        """Who the samples are, and in how many epochs they were trained on."""
+        """Who the samples are, in how many epochs they were trained on, and after which first and last (-1 = none)."""
         ids = self.ids[samples]
         columns: Columns = {name: np.full(len(ids), -1, np.int32) for name in ABOUT.values()}
         presentations = np.zeros(len(ids), np.int32)
+        first_epoch, last_epoch = np.full((2, len(ids)), -1, np.int32)
         last = max(self.kept_epochs(role)[-1] for role in self._views)
         for k in self._tasks:
             block = self.store.block(k)
             where, own = block.find(ids)
             found = {ABOUT[name]: block.array(name, mapped=True)[own] for name in ABOUT}
             axis = block.array("epochs_completed")
+            axis = axis[(axis > 0) & (axis <= last)]
             is_trained = (found["split"] == SPLITS.index("train")) & (found["entry_task"] <= k)
-            presentations[where] += is_trained * ((axis > 0) & (axis <= last)).sum(dtype=np.int32)
+            presentations[where] += is_trained * np.int32(len(axis))
+            if len(axis):
+                is_first = is_trained & (first_epoch[where] < 0)
+                first_epoch[where] = np.where(is_first, axis.min(), first_epoch[where])
+                last_epoch[where] = np.where(is_trained, axis.max(), last_epoch[where])
             is_known = columns["split"][where] >= 0
             _refuse_other_labels(columns["label"][where][is_known], found["label"][is_known], block)
             for name, values in found.items():
                 columns[name][where] = np.where(is_known, columns[name][where], values)
-        return {"sample_id": ids, **columns, "n_presentations": presentations}
+        presented = {"n_presentations": presentations, "first_epoch": first_epoch, "last_epoch": last_epoch}
+        return {"sample_id": ids, **columns, **presented}
 
     def _learning_time(self, samples: slice, squared: bool, task: int | None = None) -> LearningTime:
         tau = self.tau_of(squared, task)
@@ -298,14 +295,33 @@ class Aggregation:
 
     def _lacks(self, view: SampleView) -> list[tuple[int, int]]:
         """(task, epoch) of the rows that are wanted and are not whole."""
-        return [(k, e) for k, e in view.missing if self.epochs is None or e in self.epochs]
+        missing = sorted([*view.missing, *self._left_out(view)])
+        return [(k, e) for k, e in missing if self.epochs is None or e in self.epochs]
+
+    def _left_out(self, view: SampleView) -> list[tuple[int, int]]:
+        """(task, epoch) of the rows of blocks that have other metrics and not this one, though it was due there.
+
+        A metric that is measured every so many epochs is due where the number divides: the epochs of the other blocks
+        have it as a common divisor.
+        """
+        every = int(np.gcd.reduce([0, *view.epochs_completed.tolist(), *(e for _, e in view.missing)]))
+        blocks = {k: self.store.block(k) for k in self._tasks}
+        lacking = [b for b in blocks.items() if b[1].metrics() and not is_begun(b[1], view.metric)]
+        axes = ((k, block.array("epochs_completed").tolist()) for k, block in lacking)
+        return [(k, e) for k, axis in axes for e in axis if every and e > 0 and e % every == 0]
 
     def _refuse_incomplete(self) -> None:
         for view in self._views.values():
             if lacks := self._lacks(view):
                 k, epoch = lacks[0]
+                block = self.store.block(k)
+                if not block.has(view.metric):
+                    raise RunError(
+                        f"{block.folder}/{view.metric}.done is not there: task {k} lacks {view.metric} of epoch "
+                        f"{epoch} ({len(lacks)} missing in all). Put its files back, or give the epochs to keep"
+                    )
                 raise RunError(
-                    f"{self.store.block(k).folder}/{view.metric}.npy lacks the row of epoch {epoch} ({len(lacks)} "
+                    f"{block.folder}/{view.metric}.npy lacks the row of epoch {epoch} ({len(lacks)} "
                     "missing in all): the run goes on or was stopped. Finish it, or give the epochs to keep"
                 )
         there = {e for view in self._views.values() for e in view.epochs_completed.tolist()}

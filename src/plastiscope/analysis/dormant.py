@@ -10,6 +10,10 @@ name has it, as in `persample_strict_module_output`):
   share of units that are dormant on every sample scored; in `total` `<rule>_dead_kept`, `_dead_new`, `_dead_revived`,
   shares of all units: those dead now and at the look before, now only, then only.
 - at task ends `silent_epoch_<epochs completed>.npz`: of each unit the share of samples on which it is dormant.
+
+With `samples.population=run` or `samples.validation=true` dead units and `silent_*.npz` are about all samples scored,
+also those that enter later, and the keys of dead units are `dormant/all/...` in the whole run. The values of each
+sample are NaN before it enters, as those of csl are, so means are without them.
 """
 
 import dataclasses
@@ -33,7 +37,7 @@ from plastiscope.measure.sample_dormancy import Rule, Thresholds
 from plastiscope.net.module_outputs import module_outputs
 from plastiscope.net.units import Layer, Site
 from plastiscope.run.processes import Part
-from plastiscope.run.sample_store import Values
+from plastiscope.run.sample_store import Population, Values
 from plastiscope.run.storage import write_by, write_json
 
 LAYER_MEAN = "layer_mean"
@@ -111,6 +115,8 @@ class Dormant(SampleAnalysis):
         parts = self.shared(context, lambda batches: counting.count(batches, score))
         silent = {k: np.sum([part[k] for part in parts], axis=0) for k in parts[0] if k.startswith(SILENT)}
         counts = merged([{k: v for k, v in part.items() if k not in silent} for part in parts], self.samples(context))
+        for values in counts.values():
+            values[self.samples(context).subsets.get("later", slice(0, 0))] = np.nan
         dead = {
             name.removeprefix(SILENT): torch.from_numpy(units == len(self.samples(context)))
             for name, units in silent.items()
@@ -247,8 +253,9 @@ class Dormant(SampleAnalysis):
         }
 
     def _subset(self, context: Context) -> str:
-        """Of all samples scored: "train" if these are all, else "all"; and before any training "initial"."""
-        subset = "train" if set(self.samples(context).subsets) == {"train"} else "all"
+        """Of all samples scored: "train" or "all", by the settings, so for the whole run; before training "initial"."""
+        settings = context.sample_settings
+        subset = "all" if settings.validation or settings.population is Population.run else "train"
         return subset if context.epochs_completed else {"train": "initial", "all": "initial_all"}[subset]
 
     def _save(self, context: Context, questions: list[Question], silent: Mapping[str, npt.NDArray[np.int64]]) -> None:

@@ -108,6 +108,8 @@ def one_against_another(x: Array, y: Array, labels: tuple[str, str], marked: Arr
 def by_group(values: Array, groups: Array, labels: tuple[str, str], order: Sequence[int] | None = None) -> "Figure":
     """A score by class, entry task or the like: quartiles and whiskers of each, or mean and standard deviation.
 
+    How many samples a group has stands over its box, or over all of them from which to which number.
+
     Args:
         values: [n].
         groups: int [n]; only groups with a value are shown.
@@ -127,12 +129,16 @@ def by_group(values: Array, groups: Array, labels: tuple[str, str], order: Seque
         for median in boxes["medians"]:
             median.set_color(ORANGE)
         axes.set_xticks(range(len(shown)), [str(group) for group in shown])
+        for x, part in enumerate(parts):
+            over = axes.get_xaxis_transform()
+            axes.text(x, 1.01, f"n={len(part)}", fontsize=7, color=GREY, ha="center", transform=over)
         axes.set_ylabel(labels[1])
     else:
         means, deviations = [p.mean(dtype=np.float64) for p in parts], [p.std(dtype=np.float64) for p in parts]
         _bars(axes, np.arange(len(shown)), np.array(means), np.array(deviations), BLUE)
         _name_some(axes, shown)
         axes.set_ylabel(f"{labels[1]}: mean, std")
+        axes.set_title(f"{_from_to([len(part) for part in parts])} samples each", fontsize=10)
     axes.set_xlabel(labels[0])
     plain_frame(axes)
     return figure
@@ -153,9 +159,7 @@ def memorization_by_bins(memorization: Array, scores: Scores, bins: int = BINS) 
         axes.plot(found.centres, found.means, color=BLUE, linewidth=1.0)
         axes.set_xlabel(f"{label}, mean of the bin")
         axes.set_ylabel("memorization (mean, s.e.)")
-        few, many = (int(found.counts.min()), int(found.counts.max())) if len(found.counts) else (0, 0)
-        size = str(few) if few == many else f"{few} to {many}"
-        axes.set_title(f"{len(found.counts)} bins of {size} samples", fontsize=10)
+        axes.set_title(f"{len(found.counts)} bins of {_from_to(found.counts.tolist())} samples", fontsize=10)
         plain_frame(axes)
     return figure
 
@@ -186,7 +190,9 @@ def draw_csl(
         scores["lt_frac (fraction of epochs)"] = columns["lt_frac"]
     figures = {"csl_histogram": histograms(scores)}
     if (columns["label"] >= 0).any():
-        figures["csl_by_class"] = by_group(columns[definition], columns["label"], ("class", label))
+        is_noisy = (columns["label"] != columns["label_trained"]).any()
+        axis = "class before label noise" if is_noisy else "class"
+        figures["csl_by_class"] = by_group(columns[definition], columns["label"], (axis, label))
     if len(np.unique(columns["entry_task"])) > 1:
         groups = ("task with which the sample entered", label)
         figures["csl_by_entry_task"] = by_group(columns[definition], columns["entry_task"], groups)
@@ -199,6 +205,12 @@ def draw_csl(
     if memorization is not None and np.isfinite(memorization[train]).any():
         figures["csl_memorization"] = memorization_by_bins(memorization[train], scores)
     return [save(figure, target / f"{name}.png") for name, figure in figures.items()]
+
+
+def _from_to(counts: Sequence[int]) -> str:
+    """The least and the most of some counts."""
+    few, many = min(counts, default=0), max(counts, default=0)
+    return str(few) if few == many else f"{few} to {many}"
 
 
 def _bars(axes: "Axes", x: Array, y: Array, errors: Array, colour: str) -> None:

@@ -159,7 +159,7 @@ def _fates(axes: "Axes", dead_units: Mapping[int, Array]) -> None:
     axes.axhline(0, color="black", linewidth=0.8)
     if not (kept + new + revived).any():
         axes.text(0.5, 0.5, "no unit is dead", transform=axes.transAxes, ha="center", color=GREY)
-    axes.set_ylim(-1.25 * revived.max(), max(1.25 * (kept + new).max(), 0.1))
+    axes.set_ylim(-1.25 * revived.max(), 1.25 * (kept + new).max() or 0.1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title("dead units at task ends, against the task before", fontsize=10)
     axes.set_xlabel("task")
@@ -168,13 +168,18 @@ def _fates(axes: "Axes", dead_units: Mapping[int, Array]) -> None:
 
 
 def _by_layer(rows: Sequence[dict[str, Any]], quantity: str) -> dict[str, Array]:
-    """The quantity of each layer and in total in each row: of the training samples, or of all where that is told."""
+    """The quantity of each layer and in total in each row: of the training samples, or of all where that is told.
+
+    Rows that tell it of the training samples and rows that tell it of all are one curve.
+    """
     keys = [key for row in rows for key in row if _is(key, quantity)]
     found: dict[str, Array] = {}
     for key in dict.fromkeys(keys):
         column = np.array([row.get(key, np.nan) for row in rows], np.float64)
         if np.isfinite(column).any():
-            found[key.split("/")[2]] = column
+            layer = key.split("/")[2]
+            known = found.get(layer, column)
+            found[layer] = np.where(np.isfinite(known), known, column)
     return found
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plastiscope.error import RunError
-from plastiscope.run.sample_store import Ids, Place, SampleStore, Values
+from plastiscope.run.sample_store import Ids, Place, SampleBlock, SampleStore, Values
 
 SAMPLES_AT_ONCE = 131_072
 """Columns that a pass over the samples holds."""
@@ -42,7 +42,7 @@ class SampleView:
         epochs_completed: int32 [e], ascending: all whole rows.
         tasks: int32 [e], the task of each row.
         missing: (task, epochs completed) of the rows that were to be written and are not: the run goes on, or was
-            stopped.
+            stopped; of a metric whose marks are not there, while its matrix or its row axis is, all rows.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class SampleView:
         """
         self.metric, self._store = metric, store
         blocks = {k: store.block(k) for k in store.tasks() if tasks is None or k in tasks}
-        self._done = {k: b.done(metric) for k, b in blocks.items() if b.has(metric)}
+        self._done = {k: _done(b, metric) for k, b in blocks.items() if is_begun(b, metric)}
         if not self._done:
             there = ", ".join(store.metrics()) or "none"
             raise RunError(f"{store.folder} has no metric {metric}; there are: {there}")
@@ -114,7 +114,7 @@ class SampleView:
         """
         ids = self.ids[samples]
         for k, done in self._done.items():
-            if task in (None, k):
+            if task in (None, k) and self._store.block(k).has(self.metric):
                 axis = self._axes[k]
                 rows = np.flatnonzero(done if epochs is None else done & np.isin(axis, epochs))
                 yield from self._cut(k, axis, rows, ids)
@@ -135,6 +135,17 @@ class SampleView:
         """The samples in order, `size` at a time, for passes that hold no more than so many columns."""
         for start in range(0, len(self.ids), size):
             yield slice(start, min(start + size, len(self.ids)))
+
+
+def is_begun(block: SampleBlock, metric: str) -> bool:
+    """Whether a block has marks, matrix or row axis of a metric."""
+    files = (f"{metric}.npy", f"{metric}.epochs.npy")
+    return block.has(metric) or any((block.folder / file).exists() for file in files)
+
+
+def _done(block: SampleBlock, metric: str) -> npt.NDArray[np.bool_]:
+    """Which rows are whole; without marks none is."""
+    return block.done(metric) if block.has(metric) else np.zeros(len(block.epochs(metric)), np.bool_)
 
 
 def union(some: Iterable[Ids], at_once: int = 1 << 21) -> Ids:
