@@ -145,7 +145,9 @@ def network(
     kind, head = FAMILIES[name]
     outputs = len(state[f"{head}.weight"])
     if class_order is not None and max(class_order) >= outputs:
-        raise RunError(f"{source} has {outputs} outputs, and the class order has class {max(class_order)}.")
+        raise RunError(
+            f"{source} has {outputs} outputs, from 0, and class {max(class_order)} is asked for; give classes it has."
+        )
     if class_order is not None:
         others = [c for c in range(outputs) if c not in class_order]
         state = by_presentation(state, head, [*class_order, *others])
@@ -161,9 +163,11 @@ def choose_device(text: str, processes: Processes) -> torch.device:
     """The device that --device means; several processes of one machine take its GPUs in turn."""
     if text != "auto":
         try:
-            return torch.device(text)
-        except RuntimeError as error:
-            raise DataError(f"--device {text}: {str(error).splitlines()[0]}") from None
+            torch.zeros(1, device=text).cpu()  # a device may have a name and not be there
+        except (RuntimeError, AssertionError, ImportError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+            raise DataError(f"--device {text} cannot be used ({reason}); try cpu.") from None
+        return torch.device(text)
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", processes.rank % torch.cuda.device_count())

@@ -44,13 +44,22 @@ def add_aggregation_options(parser: argparse.ArgumentParser) -> None:
         "--grad-kind", choices=("input", "param", "unknown"), default=None,
         help="what the gradient files hold; by default as the program that scored them says, or unknown",
     )  # fmt: skip
+    parser.add_argument(
+        "--index", default=None,
+        help="data_index_{ds}.pt of CSL-Mem arrays, whose row index[k] has sample k; none: row k has it",
+    )  # fmt: skip
     add_strict(parser)
 
 
 def aggregate(files: LossFiles, kept: list[int], options: argparse.Namespace, source: dict[str, Any]) -> None:
     """Aggregate the kept epochs of `files` and say what was done."""
     enough_for_a_sum(kept, files.folder, options.strict)
-    series = read_losses(files, kept, fill=not options.strict)
+    series = read_losses(files, kept, fill=not options.strict, refuse_nan=options.strict)
+    left_out_on_purpose = "grad_kind" in files.facts and files.facts["grad_kind"] is None
+    if options.strict and not series.has_gradients and not left_out_on_purpose:
+        raise DataError(
+            f"{files.folder} has no gradient files, so there is no learning time; score them, or leave --strict out."
+        )
     csl, lt, facts = csl_and_learning_time(series, active=is_class_incremental(files))
     said = files.facts.get("grad_kind")
     if lt is not None and options.grad_kind is not None:
@@ -70,7 +79,7 @@ def aggregate(files: LossFiles, kept: list[int], options: argparse.Namespace, so
         options.noise_level,
         csl,
         lt,
-        facts | source,
+        facts | source | ({} if options.index is None else {"index": options.index}),
         full_paths=True,
     )
     print(f"{facts['csl_definition']} of {len(csl)} samples over {len(kept)} epochs ({kept[0]} to {kept[-1]})")

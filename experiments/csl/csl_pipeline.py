@@ -49,6 +49,8 @@ def from_snapshots(options: argparse.Namespace) -> None:
     for name in ("results_dir", "data_path"):
         if getattr(options, name) is None:
             raise DataError(f"--source model_parameters needs --{name}.")
+    if options.index is not None:
+        raise DataError("--index is for CSL-Mem arrays; --source model_parameters has none: leave it out.")
     checkpoints = snapshots(options)
     span = (options.start_epoch, options.end_epoch, options.epoch_step)
     kept = kept_epochs(checkpoints.epochs(), checkpoints.folder, *span, gap_is_error=True)

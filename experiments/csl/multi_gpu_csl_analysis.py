@@ -29,14 +29,14 @@ RUN_IDX, NOISE_LEVEL = 1, 0.0
 def main(arguments: Sequence[str] | None = None) -> None:
     """Aggregate the tree."""
     options = read_options(arguments)
-    files = loss_tree(options.input_dir, options.dataset)
+    files = loss_tree(options.input_dir, options.dataset, options.strict)
     said = files.facts.get("experiment_index", options.experiment_index)
     if said != options.experiment_index:
         raise DataError(f"{options.input_dir} is of experiment {said}, not of {options.experiment_index}.")
     span = (options.start_epoch, options.end_epoch, None)
     kept = kept_epochs(list(files.losses), options.input_dir, *span, gap_is_error=True)
     enough_for_a_sum(kept, options.input_dir, options.strict)
-    series = read_losses(files, kept, fill=not options.strict)
+    series = read_losses(files, kept, fill=not options.strict, refuse_nan=options.strict)
     csl, lt, facts = csl_and_learning_time(series, active=True)
     labels = labels_of(series, len(csl), options)
     source = {"input_dir": str(options.input_dir), "source": "epoch_tree", "experiment_index": options.experiment_index}

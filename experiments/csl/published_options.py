@@ -7,8 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from plastiscope.error import DataError, PlastiscopeError
+from plastiscope.formats.csl_mem import read_data_index
 from plastiscope.formats.loss_files import LossFiles, find_loss_files
 from plastiscope.run.processes import leave_processes
+
+IN_ORDER = "none"
+"""Of --index: the rows are in the order of the data set as they are."""
 
 
 def run(main: Callable[[], None]) -> None:
@@ -31,6 +35,13 @@ def truth(text: str) -> bool:
     if word in ("false", "f", "no", "n", "0", "off"):
         return False
     raise argparse.ArgumentTypeError(f"{text} is neither true nor false")
+
+
+def batch_size(text: str) -> int:
+    """A number of images; DataError, and no usage text, if there could be no batch of it."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise DataError(f"--batch_size {text}: give a whole number of 1 or more.")
+    return int(text)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +70,7 @@ def add_device(parser: argparse.ArgumentParser, normalization: str = "lop") -> N
 
 def add_batches(parser: argparse.ArgumentParser) -> None:
     """--batch_size and --num_workers."""
-    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--batch_size", type=batch_size, default=256)
     parser.add_argument("--num_workers", type=int, default=4, help="accepted and unused: the images lie in memory")
 
 
@@ -76,15 +87,19 @@ def find_files(options: argparse.Namespace, folder: Path) -> LossFiles:
         raise DataError(
             f"--end_epoch {options.end_epoch} is before --start_epoch {options.start_epoch}; exchange them."
         )
-    return find_loss_files(
-        folder,
-        options.dataset,
-        options.run_idx,
-        options.noise_level,
-        options.start_epoch,
-        options.end_epoch,
-        options.strict,
-    )
+    index = None if options.index in (None, IN_ORDER) else read_data_index(Path(options.index))
+    span = (options.start_epoch, options.end_epoch)
+    run_of = (options.dataset, options.run_idx, options.noise_level)
+    files = find_loss_files(folder, *run_of, *span, options.strict, index)
+    if files.csl_mem and options.index is None:
+        text = (
+            f"{folder} holds arrays of CSL-Mem, whose rows are in the order of the data set only if the loader had the "
+            f"data index; --index data_index_{files.dataset}.pt puts them in order, --index {IN_ORDER} says they are"
+        )
+        if options.strict:
+            raise DataError(f"{text}.")
+        warnings.warn(f"{text}; rows are taken as sample ids", stacklevel=2)
+    return files
 
 
 def kept_epochs(

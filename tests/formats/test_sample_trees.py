@@ -10,6 +10,7 @@ from plastiscope.formats.csl_files import read_csl_table, write_csl_root
 from plastiscope.formats.csv_columns import read_columns, read_text_columns, write_columns
 from plastiscope.formats.flat_files import read_curvature, read_dormancy, write_curvature, write_dormancy
 from plastiscope.formats.sample_trees import EpochScores, Tree, epochs_of, main_file, read_epoch, write_epoch
+from plastiscope.formats.scoring_facts import facts_path
 
 IDS, LABELS = np.array([7, 2, 9]), np.array([1, 0, 1])
 QUANTITIES = {
@@ -172,3 +173,19 @@ def test_tables_say_what_is_wrong(tmp_path):
         read_columns(path, ["x"])
     with pytest.raises(DataError, match="There is no file"):
         read_columns(tmp_path / "none.csv", ["x"])
+
+
+def test_the_mark_goes_before_a_folder_is_written_anew(tmp_path, monkeypatch):
+    scores = EpochScores(3, np.arange(2), np.zeros(2, np.int64), {"loss": np.ones(2, np.float32)}, {})
+    write_epoch(tmp_path, Tree.loss, scores)
+    facts_path(tmp_path, "loss").write_text('{"experiment_index": 0}')
+    assert read_epoch(tmp_path, Tree.loss, 3).values["loss"].tolist() == [1, 1]
+
+    def full_disk(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("plastiscope.formats.sample_trees.write_array", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_epoch(tmp_path, Tree.loss, scores)
+    with pytest.raises(DataError, match=r"epoch_0003 \(epoch 3\) has no mark `done`"):
+        read_epoch(tmp_path, Tree.loss, 3)

@@ -83,6 +83,18 @@ def find_csl_mem(folder: Path, quantity: str, **wanted: float | str) -> dict[int
     Raises:
         DataError: there are none, or two of one epoch.
     """
+    found = csl_mem_files(folder, quantity, **wanted)
+    if not found:
+        raise DataError(f"{folder} has no files with {quantity} in the names of CSL-Mem.")
+    return found
+
+
+def csl_mem_files(folder: Path, quantity: str, **wanted: float | str) -> dict[int, Path]:
+    """As `find_csl_mem`, and empty where there are none.
+
+    Raises:
+        DataError: two files of one epoch.
+    """
     found: dict[int, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         for pattern in _NAMES[quantity]:
@@ -96,8 +108,6 @@ def find_csl_mem(folder: Path, quantity: str, **wanted: float | str) -> dict[int
                     "data set, idx, noise, h or n."
                 )
             found[epoch] = path
-    if not found:
-        raise DataError(f"{folder} has no files with {quantity} in the names of CSL-Mem.")
     return dict(sorted(found.items()))
 
 

@@ -7,7 +7,9 @@
     loss        per_sample_losses.npy per_sample_grads.npy per_sample_labels.npy per_sample_ids.csv
                 combined_loss_data.csv
 
-A folder is complete when its main array is there: it is written last, and then the mark `done`. Nothing is deleted.
+The main array is written last, and then the mark `done`. Where scoring_{tree}.json beside the folders says that they
+were written here, a folder without the mark is not complete; other people's folders need none. An old mark is taken
+away before anything of its folder is written anew.
 """
 
 import re
@@ -23,10 +25,13 @@ import numpy.typing as npt
 from plastiscope.error import DataError
 from plastiscope.formats.content import check_ids, read_vector, write_array
 from plastiscope.formats.csv_columns import read_columns, write_columns
+from plastiscope.formats.scoring_facts import facts_path, read_facts
 from plastiscope.run.storage import read_json, write_atomic, write_json
 
 Ids = npt.NDArray[np.int64]
 Values = npt.NDArray[np.float32]
+_DONE = "done"
+"""Mark of a folder that is complete."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,7 @@ def write_epoch(root: Path, tree: Tree, scores: EpochScores) -> Path:
     ids = check_ids(scores.ids, folder / names.ids)
     _check_lengths(scores.labels, scores.values, ids, folder, scores.epoch)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / _DONE).unlink(missing_ok=True)
     known = {"sample_id": ids, "class_label": scores.labels}
     write_array(folder / names.labels, scores.labels)
     _write_ids(folder / names.ids, ids)
@@ -159,7 +165,7 @@ def write_epoch(root: Path, tree: Tree, scores: EpochScores) -> Path:
     for name, file in reversed(list(names.arrays.items())):
         if name in scores.values:
             write_array(folder / file, scores.values[name].astype(np.float32))
-    write_atomic(folder / "done", b"")
+    write_atomic(folder / _DONE, b"")
     return main_file(root, tree, scores.epoch)
 
 
@@ -181,6 +187,17 @@ def epochs_of(root: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def unfinished(root: Path, tree: Tree) -> dict[int, Path]:
+    """The folders without the mark `done` of a tree that was written here; none of other people's trees.
+
+    Raises:
+        DataError: as `epochs_of`.
+    """
+    if not read_facts(facts_path(root, tree.value)):
+        return {}
+    return {epoch: folder for epoch, folder in epochs_of(root).items() if not (folder / _DONE).exists()}
+
+
 def read_epoch(root: Path, tree: Tree, epoch: int, ids: Ids | None = None) -> EpochScores:
     """The scores of one epoch.
 
@@ -196,6 +213,8 @@ def read_epoch(root: Path, tree: Tree, epoch: int, ids: Ids | None = None) -> Ep
     names, folder = _NAMES[tree], epochs_of(root).get(epoch)
     if folder is None:
         raise DataError(f"{root} has no folder of epoch {epoch}.")
+    if epoch in unfinished(root, tree):
+        raise DataError(not_done(folder, epoch))
     values = {}
     for name, file in names.arrays.items():
         if (folder / file).exists():
@@ -211,6 +230,11 @@ def read_epoch(root: Path, tree: Tree, epoch: int, ids: Ids | None = None) -> Ep
     _check_lengths(labels, values, found, folder, epoch)
     metadata = read_json(folder / "metadata.json")
     return EpochScores(epoch, found, labels, values, metadata if isinstance(metadata, dict) else {})
+
+
+def not_done(folder: Path, epoch: int) -> str:
+    """What is said of a folder of `unfinished`."""
+    return f"{folder} (epoch {epoch}) has no mark `done`: it is not complete; remove the folder and score it again."
 
 
 def _check_lengths(labels: Ids, values: Mapping[str, Values], ids: Ids, folder: Path, epoch: int) -> None:

@@ -18,6 +18,7 @@ AGGREGATION = {
     "end_epoch": 199,
     "output_dir": Path("results/csl"),
     "strict": False,
+    "index": None,
 }
 COMMANDS = {
     "compute_csl": ([], AGGREGATION | {"input_dir": Path("results/per_sample_losses"), "epoch_step": 1}),
