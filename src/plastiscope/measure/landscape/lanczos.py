@@ -195,7 +195,9 @@ class _Process:
         self.products += 1
         self.size += 1
         done = self.basis[: self.size]
-        column = (done.double() @ product.double()).cpu() if self.operator.dtype == torch.float64 else _dots(done, product)
+        column = (
+            (done.double() @ product.double()).cpu() if self.operator.dtype == torch.float64 else _dots(done, product)
+        )
         self.matrix[: self.size, j] = self.matrix[j, : self.size] = column
         self.rest = orthogonalised(product, done)
         self.beta = math.sqrt(dot(self.rest, self.rest))

@@ -121,9 +121,7 @@ class HessianOperator:
 
     def _retained(self, x: Tensor, y: Tensor) -> Callable[[list[Tensor]], list[Tensor]]:
         parameters = self.frozen.space.of(self.frozen.net)
-        gradients = torch.autograd.grad(
-            self.frozen.sum_of(x, y), parameters, create_graph=True, materialize_grads=True
-        )
+        gradients = torch.autograd.grad(self.frozen.sum_of(x, y), parameters, create_graph=True, materialize_grads=True)
         return lambda parts: _second(gradients, parameters, parts, retain=True)
 
     def _rebuilt(self, x: Tensor, y: Tensor) -> Callable[[list[Tensor]], list[Tensor]]:
@@ -176,6 +174,4 @@ def _second(gradients: tuple[Tensor, ...], parameters: list, parts: list[Tensor]
     if not pairs:  # a loss that is linear in the parameters
         return [torch.zeros_like(p) for p in parameters]
     grads, vectors = zip(*pairs, strict=True)
-    return list(
-        torch.autograd.grad(grads, parameters, vectors, retain_graph=retain, materialize_grads=True)
-    )
+    return list(torch.autograd.grad(grads, parameters, vectors, retain_graph=retain, materialize_grads=True))
