@@ -156,7 +156,7 @@ def mixed_buffers(start: State, end: State, t: float) -> State:
 
 
 def barrier(losses: Sequence[float], ts: Sequence[float]) -> float:
-    """max over t of L(t) - ((1-t) L(0) + t L(1)); `ts` ascending from 0 to 1."""
+    """Maximum over t of L(t) - ((1-t) L(0) + t L(1)); `ts` ascending from 0 to 1."""
     return max(loss - ((1 - t) * losses[0] + t * losses[-1]) for loss, t in zip(losses, ts, strict=True))
 
 

@@ -36,7 +36,7 @@ class Krylov:
         return torch.diag(self.alpha) + torch.diag(off, 1) + torch.diag(off, -1)
 
     def orthogonality_error(self) -> float:
-        """max |Q Q^T - I|."""
+        """Largest entry of |Q Q^T - I|."""
         gram = (self.basis.double() @ self.basis.double().T).cpu()
         return (gram - torch.eye(len(gram), dtype=torch.float64)).abs().max().item()
 

@@ -13,7 +13,7 @@ from plastiscope.measure.landscape.frozen import FrozenLoss, moved
 
 
 def offsets(span: float, n: int) -> Tensor:
-    """span (i - c) / c with c = (n - 1) / 2, float64 [n]: exactly 0 in the middle, exactly antisymmetric.
+    """Offsets span (i - c) / c with c = (n - 1) / 2, float64 [n]: exactly 0 in the middle, exactly antisymmetric.
 
     Raises:
         ConfigError: n is even or less than 3, or the span is not positive.
