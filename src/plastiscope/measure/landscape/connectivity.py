@@ -9,12 +9,16 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from plastiscope.measure.keyed import keyed_normal, keyed_uniform
-from plastiscope.measure.landscape.frozen import FrozenLoss, moved
+from plastiscope.error import ConfigError
+from plastiscope.measure.keyed import keyed_uniform
+from plastiscope.measure.landscape.frozen import FrozenLoss
+from plastiscope.measure.landscape.preserved import moved, put
+from plastiscope.measure.landscape.space import ParameterSpace
 
 State = dict[str, Tensor]
 
@@ -41,13 +45,14 @@ class Curve:
         """Point t in [0, 1]; the ends are exact."""
         if t in (0.0, 1.0):
             return self.end if t else self.start
-        return (1 - t) ** 2 * self.start + 2 * t * (1 - t) * self.bend + t**2 * self.end
+        to_bend, to_end = self.bend - self.start, self.end - self.start  # equal ends give the same point everywhere
+        return self.start + 2 * t * (1 - t) * to_bend + t**2 * to_end
 
     def length(self, points: int = 101) -> float:
         """Length of the polygon through so many points, in float64."""
         ts = [i / (points - 1) for i in range(points)]
         found = [self.at(t).double() for t in ts]
-        return sum((b - a).norm().item() for a, b in zip(found, found[1:], strict=False))
+        return sum((b - a).norm().item() for a, b in pairwise(found))
 
     @property
     def chord(self) -> float:
@@ -55,13 +60,12 @@ class Curve:
         return (self.end.double() - self.start.double()).norm().item()
 
 
-def first_bend(curve: Curve, seed: int, share: float = 1e-2) -> Tensor:
+def first_bend(curve: Curve, space: ParameterSpace, seed: int, share: float = 1e-2) -> Tensor:
     """The middle of the chord, moved by a seeded Gaussian of norm `share` times the chord.
 
     At the exact middle of a symmetric problem the gradient of M has no component off the line.
     """
-    coordinates = torch.arange(len(curve.start), device=curve.start.device)
-    noise = keyed_normal(seed, "bend", coordinates).to(curve.start.dtype)
+    noise = space.normals(seed, "bend", 0, curve.start.device).to(curve.start.dtype)
     return (curve.start + curve.end) / 2 + noise * (share * curve.chord / noise.double().norm().item())
 
 
@@ -86,32 +90,9 @@ def train_bend(frozen: FrozenLoss, curve: Curve, *, steps: int, lr: float, seed:
     return bend
 
 
-@torch.no_grad()
-def put(parameters: Sequence[nn.Parameter], parts: Sequence[Tensor]) -> None:
-    """Write values into parameters."""
-    for parameter, part in zip(parameters, parts, strict=True):
-        parameter.copy_(part)
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """Loss (mean, standard error) and accuracy (NaN of regression) of one point."""
-
-    loss: float
-    standard_error: float
-    accuracy: float
-
-
-def measure(frozen: FrozenLoss) -> CurvePoint:
-    """Loss and accuracy at the live parameters and buffers."""
-    losses, hits = frozen.losses(), frozen.hits()
-    error = (losses.std(correction=1) / math.sqrt(len(losses))).item() if len(losses) > 1 else math.nan
-    return CurvePoint(losses.mean().item(), error, math.nan if hits is None else hits.double().mean().item())
-
-
-def norms_with_statistics(net: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    """The batch normalisations that keep running statistics."""
-    kinds = nn.modules.batchnorm._BatchNorm
+def norms_with_statistics(net: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
+    """The batch (and instance) normalisations that keep running statistics."""
+    kinds = nn.modules.batchnorm._NormBase
     return [m for m in net.modules() if isinstance(m, kinds) and m.running_mean is not None]
 
 
@@ -121,8 +102,13 @@ def fresh_statistics(net: nn.Module, batches: Sequence[Tensor]) -> Iterator[None
 
     Each batch counts by its size: momentum n_b / (n_seen + n_b). Exact for the mean of the first layer; deeper layers
     see inputs that were normalised batch by batch, so the batches are part of the result.
+
+    Raises:
+        ConfigError: a batch of one sample, which has no variance.
     """
     norms = norms_with_statistics(net)
+    if norms and any(len(inputs) < 2 for inputs in batches):
+        raise ConfigError("bn_samples: a batch of one sample has no variance; choose a number that leaves no such rest")
     kept = [(m.momentum, m.training, {k: v.clone() for k, v in m.named_buffers(recurse=False)}) for m in norms]
     try:
         for module in norms:
@@ -156,8 +142,15 @@ def mixed_buffers(start: State, end: State, t: float) -> State:
 
 
 def barrier(losses: Sequence[float], ts: Sequence[float]) -> float:
-    """Maximum over t of L(t) - ((1-t) L(0) + t L(1)); `ts` ascending from 0 to 1."""
-    return max(loss - ((1 - t) * losses[0] + t * losses[-1]) for loss, t in zip(losses, ts, strict=True))
+    """Maximum over t of L(t) - ((1-t) L(0) + t L(1)); `ts` ascending from 0 to 1.
+
+    Never below 0, since the ends count; NaN where some loss is.
+    """
+    if any(math.isnan(loss) for loss in losses):
+        return math.nan
+    first, last = losses[0], losses[-1]
+    inner = zip(losses[1:-1], ts[1:-1], strict=True)
+    return max([0.0, *(loss - (first + t * (last - first)) for loss, t in inner)])
 
 
 def curve_mean(losses: Sequence[float], curve: Curve, ts: Sequence[float], by_length: bool) -> float:

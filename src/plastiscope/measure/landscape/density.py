@@ -1,8 +1,9 @@
 """Spectral density by stochastic Lanczos quadrature, and the scalars made of its nodes.
 
 n_v runs of m Lanczos steps from Rademacher starts v / sqrt(D): nodes are the eigenvalues of the tridiagonal matrix,
-weights the squared first components of its eigenvectors (Golub & Meurant 1994; Ubaru, Chen & Saad 2017). D alpha_1 is
-exactly v^T H v, so the trace uses the same products. Smoothing is a choice of the picture and never changes the nodes.
+weights the squared first components of its eigenvectors (Golub & Meurant 1994; Ubaru, Chen & Saad 2017). The first
+product of a run is H v / sqrt(D), so the trace uses it as one of its probes. Smoothing is a choice of the picture and
+never changes the nodes.
 """
 
 import math
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plastiscope.measure.landscape.lanczos import Krylov
+from plastiscope.measure.landscape.krylov import Lanczos
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class Quadrature:
     weights: Tensor
 
     @classmethod
-    def of(cls, run: Krylov) -> "Quadrature":
-        """Of a Lanczos run that began with the random vector."""
-        nodes, vectors = torch.linalg.eigh(run.tridiagonal)
+    def of(cls, run: Lanczos) -> "Quadrature":
+        """Of a Lanczos run that began with the random vector, and went on from it alone."""
+        nodes, vectors = run.ritz()
         return cls(nodes, vectors[0].square())
 
     def moment(self, k: int) -> float:
@@ -47,8 +48,8 @@ class Density:
     Attributes:
         grid: float64 [bins].
         values: mean over runs of the Gaussian-smoothed density, not renormalised.
-        band: standard deviation over runs of the cumulative weight at each grid point.
-        cumulative: mean cumulative weight.
+        cumulative: mean over runs of the weight at or below each grid point.
+        band: standard deviation of that over runs; NaN of one run.
         sigma: width of the Gaussian.
         mass: integral over the grid; near 1 unless the grid is too narrow.
     """

@@ -1,14 +1,14 @@
 """Directions in weight space: random ones with a normalisation, and those along which checkpoints lie."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
 import torch
 from torch import Tensor
 
-from plastiscope.measure.keyed import keyed_normal
+from plastiscope.measure.landscape.krylov import orthogonalised
 from plastiscope.measure.landscape.space import ParameterSpace
 
 
@@ -16,7 +16,11 @@ class Normalise(Enum):
     """What the length of a random direction follows."""
 
     filter = "filter"
-    """Each slice along the first axis of a tensor of two dimensions or more gets the norm of the weights' slice."""
+    """Each slice along the first axis of a tensor of two dimensions or more gets the norm of the weights' slice.
+
+    The first axis: an output of a linear layer or a convolution, an input of a transposed convolution, a token of an
+    embedding. Tensors of one dimension are one slice.
+    """
     layer = "layer"
     """Each tensor gets the norm of the weights' tensor."""
     model = "model"
@@ -39,19 +43,17 @@ def random_direction(
     Args:
         space: coordinates.
         weights: [D], whose norms are followed.
-        seed, k: key; coordinate by coordinate within each parameter's name, so a subset of parameters keeps its numbers.
+        seed: key, with the parameter's name and the element, so a subset of parameters keeps its numbers.
+        k: which direction.
         normalise: rule. A slice of weights of norm zero gives a slice of zeros.
         exclude_vectors: zero the entries of tensors with one dimension (biases, normalisations' weights).
     """
-    drawn = []
-    for name, shape in zip(space.names, space.shapes, strict=True):
-        coordinates = torch.arange(shape.numel(), device=weights.device)
-        noise = keyed_normal(seed, f"direction/{name}", coordinates, k).to(weights.dtype).view(shape)
-        drawn.append(torch.zeros_like(noise) if exclude_vectors and len(shape) < 2 else noise)
+    noise = space.parts(space.normals(seed, "direction", k, weights.device).to(weights.dtype))
+    drawn = [torch.zeros_like(part) if exclude_vectors and part.ndim < 2 else part for part in noise]
     own = space.parts(weights)
     if normalise is Normalise.model:
         flat = space.flat(drawn)
-        return flat * (weights.norm() / flat.norm()) if flat.norm() else flat
+        return _scaled(flat, weights, Normalise.layer)
     return space.flat([_scaled(d, w, normalise) for d, w in zip(drawn, own, strict=True)])
 
 
@@ -73,12 +75,19 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def orthogonal(second: Tensor, first: Tensor) -> Tensor:
-    """`second` without its part along `first` (two passes), with the length it had."""
-    length = second.double().norm()
-    rest = second.double()
-    for _ in range(2):
-        rest = rest - (torch.dot(first.double(), rest) / first.double().square().sum()) * first.double()
-    return (rest * (length / rest.norm())).to(second.dtype) if rest.norm() else rest.to(second.dtype)
+    """`second` without its part along `first`, with the length it had; zeros where nothing is left."""
+    one, length = first.double(), second.double().norm()
+    if not one.norm():
+        return second
+    one = one / one.norm()
+    rest = orthogonalised(second.double(), one.unsqueeze(0))
+    if rest.norm() <= 100 * torch.finfo(torch.float64).eps * length:
+        return torch.zeros_like(second)
+    return (rest * (length / rest.norm())).to(second.dtype)
+
+
+NOTHING = 1e-12
+"""Share of the squared distances below which an axis is rounding."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +95,8 @@ class Trajectory:
     """The plane in which checkpoints vary most, through the last of them.
 
     Attributes:
-        directions: orthonormal [2, D]; rows of zeros where the checkpoints span less.
-        explained: share of the squared distances from the last checkpoint along each, float64 [2].
+        directions: orthonormal [2, D], the entry of largest magnitude positive; zeros where the checkpoints span less.
+        explained: share of the squared distances from the last checkpoint along each, float64 [2]; NaN if all are one.
         path: coordinates of every checkpoint in the plane, float64 [c, 2]; the last one is (0, 0).
         residuals: distance of every checkpoint from the plane, float64 [c].
     """
@@ -99,39 +108,38 @@ class Trajectory:
 
 
 def trajectory(load: Callable[[int], Tensor], count: int) -> Trajectory:
-    """PCA of checkpoints about the last one, through their Gram matrix; no more than two are in memory at once.
+    """PCA of checkpoints about the last one, through their Gram matrix; two are in memory beside the last at once.
 
     Args:
         load: checkpoint i as a vector [D]; called several times.
         count: how many, 1 or more; the last one is the centre.
     """
     centre = load(count - 1).double()
+
+    def offset(i: int) -> Tensor:
+        return load(i).double() - centre
+
     gram = torch.zeros(count, count, dtype=torch.float64)
     for i in range(count):
-        one = load(i).double() - centre
+        one = offset(i)
         for j in range(i, count):
-            gram[i, j] = gram[j, i] = torch.dot(one, load(j).double() - centre).item()
+            gram[i, j] = gram[j, i] = torch.dot(one, offset(j)).item()
     values, vectors = torch.linalg.eigh(gram)
     values, vectors = values.flip(0)[:2].clamp_min(0), vectors.flip(1)[:, :2]
-    tiny = 1e-12 * max(gram.trace().item(), torch.finfo(torch.float64).tiny)
+    total = gram.trace().item()
     directions = torch.zeros(2, len(centre), dtype=torch.float64, device=centre.device)
     for axis in range(len(values)):
-        if values[axis] > tiny:
-            for i in range(count):
-                directions[axis] += vectors[i, axis].item() * (load(i).double() - centre)
-            directions[axis] /= directions[axis].norm()
+        if values[axis] > NOTHING * total:
+            found = sum((vectors[i, axis].item() * offset(i) for i in range(count)), torch.zeros_like(centre))
+            found = orthogonalised(found, directions[:axis])
+            directions[axis] = found / found.norm() * torch.sign(found[found.abs().argmax()])
     path, residuals = torch.zeros(count, 2, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
     for i in range(count):
-        offset = load(i).double() - centre
-        place = directions @ offset
-        path[i] = place.cpu()
-        residuals[i] = (offset - place @ directions).norm().cpu()
-    total = gram.trace().item()
-    explained = torch.zeros(2, dtype=torch.float64)
-    explained[: len(values)] = values / total if total > 0 else math.nan
-    return Trajectory(directions, explained, path, residuals)
-
-
-def stacked(vectors: Sequence[Tensor]) -> Callable[[int], Tensor]:
-    """`load` for checkpoints that are in memory."""
-    return lambda i: vectors[i]
+        place = directions @ offset(i)
+        path[i], residuals[i] = place.cpu(), (offset(i) - place @ directions).norm().cpu()
+    return Trajectory(
+        directions=directions,
+        explained=torch.cat([values, values.new_zeros(2 - len(values))]) / (total or math.nan),
+        path=path,
+        residuals=residuals,
+    )

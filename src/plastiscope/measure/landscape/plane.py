@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from plastiscope.error import ConfigError
-from plastiscope.measure.landscape.frozen import FrozenLoss, moved
+from plastiscope.measure.landscape.frozen import FrozenLoss
+from plastiscope.measure.landscape.preserved import moved, put
 
 
 def offsets(span: float, n: int) -> Tensor:
@@ -43,7 +44,7 @@ class Plane:
     b: Tensor
 
     def row(self, i: int, at: Callable[[], Tensor] | None = None, columns: Sequence[int] | None = None) -> Tensor:
-        """What `at` gives at the cells of row i, float64 [columns]; the loss by default.
+        """What `at` gives at the cells of row i, float64 [columns, ...]; the loss by default.
 
         theta + a d1 is formed once from the weights, and each cell adds b d2 to that: the order of rounding is fixed,
         so a row is the same bits whoever computes it, and the cell in the middle is theta itself.
@@ -58,7 +59,7 @@ class Plane:
             for j in range(len(self.b)) if columns is None else columns:
                 b = self.b[j].item()
                 for parameter, start, direction in zip(parameters, base, second, strict=True):
-                    torch.add(start, direction, alpha=b, out=parameter.data) if b else parameter.copy_(start)
+                    torch.add(start, direction, alpha=b, out=parameter) if b else parameter.copy_(start)
                 found.append(at())
         return torch.stack(found)
 
@@ -73,41 +74,89 @@ class Ascent(Enum):
     plain = "plain"
     """rho g / ||g||"""
     adaptive = "adaptive"
-    """rho t g / ||t g||, scaled by t = |theta| twice (Kwon et al. 2021, ASAM)."""
+    """rho t^2 g / ||t g||, scaled by t = |theta| twice (Kwon et al. 2021, ASAM)."""
 
 
 def robust_loss(frozen: FrozenLoss, rho: float, kind: Ascent = Ascent.plain, steps: int = 1) -> Tensor:
-    """(L at the worst point found, L, ||g||), float64 [3], at the live parameters, which are as before afterwards.
+    """(L_rho, L, ||g||), float64 [3], at the live parameters, which are as before afterwards.
 
     L_rho(theta) = L(theta + rho g / (||g|| + 1e-12)), g the full gradient over the chosen parameters (Foret et al.
     2021): a lower bound of the maximum over the ball. With more steps the radius is divided among them, and the
-    gradient is taken anew at each.
+    gradient is taken anew at each. Where g = 0 the point does not move, and L_rho = L says nothing of the ball.
+
+    Raises:
+        ConfigError: rho is negative or not finite, or there is no step.
     """
-    space = frozen.space
-    here = frozen.value()
-    norm = None
-    with moved(frozen.net, space) as parameters:
-        for _ in range(steps):
-            gradient = frozen.gradient()
-            with torch.no_grad():
-                norm = gradient.double().norm() if norm is None else norm
-                step = gradient
-                if kind is Ascent.adaptive:
-                    size = space.values(frozen.net).abs()
-                    step = size * gradient
-                    move = size * step * (rho / steps / (step.double().norm() + 1e-12)).to(step.dtype)
-                else:
-                    move = step * (rho / steps / (step.double().norm() + 1e-12)).to(step.dtype)
-                if rho:
-                    for parameter, part in zip(parameters, space.parts(move), strict=True):
-                        parameter.add_(part)
-        worst = frozen.value() if rho else here
-    assert norm is not None
-    return torch.stack([worst, here, norm])
+    if not (rho >= 0 and math.isfinite(rho)) or steps < 1:
+        raise ConfigError(f"rho={rho}, steps={steps}: rho must be 0 or more and finite, steps 1 or more")
+    gradient, here = frozen.gradient(), frozen.value()
+    norm = gradient.double().norm()
+    if not rho:
+        return torch.stack([here, here, norm])
+    with moved(frozen.net, frozen.space) as parameters:
+        for step in range(steps):
+            if step:
+                gradient = frozen.gradient()
+            weights = frozen.space.values(frozen.net)
+            put(parameters, frozen.space.parts(weights + _ascent(gradient, weights, rho / steps, kind)))
+        return torch.stack([frozen.value(), here, norm])
+
+
+def _ascent(gradient: Tensor, weights: Tensor, rho: float, kind: Ascent) -> Tensor:
+    scale = weights.abs() if kind is Ascent.adaptive else torch.ones_like(weights)
+    scaled = scale * gradient
+    return scale * scaled * (rho / (scaled.double().norm() + 1e-12)).to(weights.dtype)
+
+
+@dataclass(frozen=True)
+class RobustSurface:
+    """The robust loss at some cells of a plane, float64 [r, c] each.
+
+    Attributes:
+        rows, columns: places of the cells in the plane.
+        worst: L_rho.
+        plain: L.
+        gradient_norms: ||g||; rho ||g|| is the first-order gap.
+    """
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    worst: Tensor
+    plain: Tensor
+    gradient_norms: Tensor
+
+    @property
+    def gap(self) -> Tensor:
+        """L_rho - L."""
+        return self.worst - self.plain
+
+    @property
+    def stationary(self) -> Tensor:
+        """Where the gradient is zero, so that the gap of 0 is none that was found, bool [r, c]."""
+        return self.gradient_norms == 0
+
+
+def robust_surface(
+    plane: Plane, rho: float, stride: int = 1, kind: Ascent = Ascent.plain, steps: int = 1
+) -> RobustSurface:
+    """The robust loss at every `stride`-th cell, counted from the middle (see `robust_loss`)."""
+    rows, columns = strided(len(plane.a), stride), strided(len(plane.b), stride)
+
+    def at() -> Tensor:
+        return robust_loss(plane.frozen, rho, kind, steps)
+
+    worst, plain, norms = torch.stack([plane.row(i, at, columns) for i in rows]).cpu().unbind(-1)
+    return RobustSurface(tuple(rows), tuple(columns), worst, plain, norms)
 
 
 def strided(n: int, stride: int) -> list[int]:
-    """Cells of an odd grid whose offset from the middle is a multiple of `stride`; the middle always is."""
+    """Cells of an odd grid whose offset from the middle is a multiple of `stride`; the middle always is.
+
+    Raises:
+        ConfigError: the stride is less than 1.
+    """
+    if stride < 1:
+        raise ConfigError(f"subsample_stride={stride}: must be 1 or more")
     c = (n - 1) // 2
     return [i for i in range(n) if (i - c) % stride == 0]
 
@@ -122,7 +171,7 @@ class Shape:
         cell: (row, column) of the minimum.
         centre_is_minimum: whether no cell lies lower.
         nonfinite: share of cells that are not finite.
-        curvatures: second derivatives along both axes of the quadratic fitted to the inner 3 x 3 cells (or 5 x 5).
+        curvatures: second derivatives along both axes of the quadratic fitted to the inner 3 x 3 cells.
         r2: how well it fits.
     """
 
@@ -140,25 +189,29 @@ def shape_of(losses: Tensor, a: Tensor, b: Tensor) -> Shape:
     finite = torch.isfinite(losses)
     i, j = (len(a) - 1) // 2, (len(b) - 1) // 2
     lowest = torch.where(finite, losses, math.inf)
-    cell = divmod(int(lowest.argmin()), losses.shape[1])
-    minimum = lowest.min().item()
     curvatures, r2 = _quadratic(losses, a, b, i, j)
-    centre = losses[i, j].item()
+    centre, minimum = losses[i, j].item(), lowest.min().item()
     return Shape(
-        centre, minimum, cell, centre <= minimum, 1 - finite.double().mean().item(), curvatures, r2
-    )  # fmt: skip
+        centre=centre,
+        minimum=minimum,
+        cell=divmod(int(lowest.argmin()), losses.shape[1]),
+        centre_is_minimum=centre <= minimum,
+        nonfinite=1 - finite.double().mean().item(),
+        curvatures=curvatures,
+        r2=r2,
+    )
 
 
 def _quadratic(losses: Tensor, a: Tensor, b: Tensor, i: int, j: int) -> tuple[tuple[float, float], float]:
     """Second derivatives and R^2 of a quadratic through the cells within one of the middle; NaN of bad cells."""
-    rows, columns = slice(i - 1, i + 2), slice(j - 1, j + 2)
-    inner = losses[rows, columns].flatten()
+    inner = losses[i - 1 : i + 2, j - 1 : j + 2].flatten()
     if not torch.isfinite(inner).all():
         return (math.nan, math.nan), math.nan
-    x, y = torch.meshgrid(a[rows], b[columns], indexing="ij")
-    x, y = x.flatten(), y.flatten()
+    units = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
+    x, y = (grid.flatten() for grid in torch.meshgrid(units, units, indexing="ij"))  # in cells, whatever the span
     design = torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y], 1)
     fit = torch.linalg.lstsq(design, inner.unsqueeze(1)).solution.squeeze(1)
     left = (inner - design @ fit).square().sum()
     spread = (inner - inner.mean()).square().sum()
-    return (2 * fit[3].item(), 2 * fit[5].item()), 1 - (left / spread).item() if spread > 0 else math.nan
+    curvatures = 2 * fit[3].item() / a[i + 1].item() ** 2, 2 * fit[5].item() / b[j + 1].item() ** 2
+    return curvatures, 1 - (left / spread).item() if spread > 0 else math.nan

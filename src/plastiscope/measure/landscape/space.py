@@ -1,7 +1,7 @@
 """Chosen parameters of a network as one vector."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from plastiscope.error import ConfigError
+from plastiscope.measure.keyed import keyed_normal, keyed_sign
 
 ALL, NO_BIAS_NORM = "all", "no_bias_bn"
+Draw = Callable[[int, str, Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,21 @@ class ParameterSpace:
         """The parameters themselves."""
         own = dict(net.named_parameters())
         return [own[name] for name in self.names]
+
+    def signs(self, seed: int, purpose: str, k: int, device: torch.device | str = "cpu") -> Tensor:
+        """A Rademacher vector [D], float32, keyed by (seed, purpose, parameter name, element, k).
+
+        The same bits on every device, and for the same parameter in every subset and every checkpoint.
+        """
+        return self._drawn(keyed_sign, seed, purpose, k, device)
+
+    def normals(self, seed: int, purpose: str, k: int, device: torch.device | str = "cpu") -> Tensor:
+        """A standard Gaussian vector [D], float32, keyed like `signs`."""
+        return self._drawn(keyed_normal, seed, purpose, k, device)
+
+    def _drawn(self, draw: Draw, seed: int, purpose: str, k: int, device: torch.device | str) -> Tensor:
+        named = zip(self.names, self.sizes, strict=True)
+        return torch.cat([draw(seed, f"{purpose}/{name}", torch.arange(n, device=device), k) for name, n in named])
 
     def blocks(self) -> Iterator[tuple[str, slice]]:
         """Place of each parameter in a vector, by name."""

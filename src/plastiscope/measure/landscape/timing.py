@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from plastiscope.error import ConfigError
 from plastiscope.measure.landscape.frozen import FrozenLoss
 from plastiscope.measure.landscape.operator import Backend, HessianOperator
 
@@ -49,9 +50,9 @@ def time_candidates(
         frozen: the loss.
         planned: products that will be asked for.
         backends: routes; `linearised` is left out below LINEARISE_FROM products.
-        micro_batches: sizes; those above the set's are one.
+        micro_batches: sizes; those above the set's are one. Where samples depend on each other, the loss' own alone.
     """
-    sizes = sorted({min(size, len(frozen)) for size in micro_batches})
+    sizes = _sizes(frozen, micro_batches)
     found = []
     for backend in backends:
         if backend is Backend.linearised and planned < LINEARISE_FROM:
@@ -61,13 +62,27 @@ def time_candidates(
 
 
 def choose_candidate(timings: Sequence[Timing], planned: int) -> Timing:
-    """The one that is the fastest for so many products."""
-    return min((timing for timing in timings if not timing.reason), key=lambda timing: timing.total(planned))
+    """The one that is the fastest for so many products.
+
+    Raises:
+        ConfigError: none can be used.
+    """
+    usable = [timing for timing in timings if not timing.reason]
+    if not usable:
+        reasons = "; ".join(f"{t.backend.value}, {t.micro_batch}: {t.reason}" for t in timings)
+        raise ConfigError(f"no route to products with the Hessian can be used ({reasons})")
+    return min(usable, key=lambda timing: timing.total(planned))
+
+
+def _sizes(frozen: FrozenLoss, micro_batches: Sequence[int]) -> list[int]:
+    """The sizes that are tried, ascending."""
+    tried = [frozen.micro_batch] if frozen.coupling_modules else micro_batches
+    return sorted({min(size, len(frozen)) for size in tried})
 
 
 def _timed(frozen: FrozenLoss, backend: Backend) -> Timing:
-    operator = HessianOperator(frozen, backend)
-    vector = torch.ones(operator.dimension, dtype=operator.dtype, device=operator.device)
+    operator = HessianOperator(frozen, backend, adapts=False)
+    vector = torch.ones(operator.space.dimension, dtype=operator.dtype, device=operator.device)
     try:
         first = _seconds(operator, vector)
         later = min(_seconds(operator, vector) for _ in range(2))
@@ -91,9 +106,8 @@ def _seconds(operator: HessianOperator, vector: Tensor) -> float:
 
 def time_forward(frozen: FrozenLoss, micro_batches: Sequence[int] = MICRO_BATCHES) -> dict[int, float]:
     """Seconds of one evaluation of the whole set by micro-batch size, the smaller of two."""
-    sizes = sorted({min(size, len(frozen)) for size in micro_batches})
     found = {}
-    for size in sizes:
+    for size in _sizes(frozen, micro_batches):
         sized = frozen.with_micro_batch(size)
         sized.value().item()
         taken = []

@@ -12,8 +12,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from plastiscope.measure.landscape.krylov import Lanczos, dots, random_signs
+from plastiscope.measure.landscape.operator import SymmetricOperator
 
-@dataclass
+PURPOSE = "hutchinson"
+STOP_FROM, STOP_LEVEL = 16, 0.99
+
+
+@dataclass(frozen=True)
 class Probe:
     """What one product H v leaves.
 
@@ -32,15 +38,21 @@ class Probe:
 
 @dataclass
 class Deflation:
-    """An orthonormal basis Q [q, D] and H Q^T as rows `images` [q, D]."""
+    """What is known of an operator beforehand: an orthonormal basis and its images.
+
+    Attributes:
+        basis: Q, rows [q, D], q of one or more.
+        images: H q of each row [q, D].
+        inner: Q H Q^T, float64 [q, q].
+    """
 
     basis: Tensor
     images: Tensor
     inner: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.inner = (self.basis.double() @ self.images.double().T).cpu()
-        self.inner = (self.inner + self.inner.T) / 2
+        inner = torch.stack([dots(self.basis, image) for image in self.images])
+        self.inner = (inner + inner.T) / 2
 
     @property
     def trace(self) -> float:
@@ -48,16 +60,57 @@ class Deflation:
         return self.inner.trace().item()
 
 
+def draw(operator: SymmetricOperator, seed: int, k: int, deflation: Deflation | None = None) -> Probe:
+    """Probe k: one product with a vector of signs that belongs to (seed, parameter, element, k)."""
+    vector = random_signs(seed, PURPOSE, k, operator)
+    product = operator.products(vector.unsqueeze(0))[0]
+    return probe(vector, product, deflation, [place for _, place in operator.space.blocks()])
+
+
+def hutchinson(
+    operator: SymmetricOperator,
+    count: int,
+    *,
+    seed: int,
+    deflation: Deflation | None = None,
+    half_width: float | None = None,
+) -> list[Probe]:
+    """Exactly `count` probes; fewer only where a half-width is asked for.
+
+    Args:
+        operator: symmetric.
+        count: number of probes.
+        seed: key of the probes; one seed at two checkpoints gives common random numbers.
+        deflation: known part.
+        half_width: stop early where the interval of `STOP_LEVEL` reaches this many units of the trace to each side,
+            after `STOP_FROM` probes. The level is above the reported 95 %, because looking again and again costs
+            coverage.
+    """
+    found: list[Probe] = []
+    while len(found) < count:
+        found.append(draw(operator, seed, len(found), deflation))
+        if half_width is not None and len(found) >= STOP_FROM:
+            low, high = trace_of(found, deflation).trace.interval(STOP_LEVEL)
+            if high - low <= 2 * half_width:
+                break
+    return found
+
+
+def probe_of(run: Lanczos, start: Tensor, deflation: Deflation | None) -> Probe:
+    """The probe v that a Lanczos run from v = `start` holds: its first product is H v / ||v||."""
+    product = run.first_product * start.double().norm().to(start.dtype)
+    return probe(start, product, deflation, [place for _, place in run.operator.space.blocks()])
+
+
 def probe(vector: Tensor, product: Tensor, deflation: Deflation | None, blocks: Sequence[slice]) -> Probe:
     """One sample of the trace from v and H v, both [D]."""
     v, hv = vector.double(), product.double()
     plain = torch.dot(v, hv).item()
     deflated = plain
-    if deflation is not None and len(deflation.basis):
-        c = (deflation.basis.double() @ v).cpu()
-        qhv = (deflation.basis.double() @ hv).cpu()
+    if deflation is not None:
+        c, qhv = dots(deflation.basis, v), dots(deflation.basis, hv)
         deflated = plain - 2 * torch.dot(c, qhv).item() + (c @ deflation.inner @ c).item()
-    parts = torch.stack([torch.dot(v[b], hv[b]) for b in blocks]).cpu() if blocks else torch.empty(0)
+    parts = torch.stack([torch.dot(v[b], hv[b]) for b in blocks]).cpu()
     return Probe(plain, deflated, torch.dot(hv, hv).item(), parts)
 
 
@@ -106,14 +159,20 @@ class Trace:
 
 def trace_of(probes: Sequence[Probe], deflation: Deflation | None) -> Trace:
     """The estimates of some probes."""
-    column = lambda name: torch.tensor([getattr(p, name) for p in probes], dtype=torch.float64)  # noqa: E731
-    blocks = torch.stack([p.blocks.double() for p in probes])
+    plain, deflated, norm2 = torch.tensor([(p.plain, p.deflated, p.norm2) for p in probes], dtype=torch.float64).T
     known = 0.0 if deflation is None else deflation.trace
     return Trace(
-        trace=Estimate.of(column("deflated"), known),
-        plain=Estimate.of(column("plain")),
-        layers=tuple(Estimate.of(block) for block in blocks.T),
-        frobenius2=Estimate.of(column("norm2")),
+        trace=Estimate.of(deflated, known),
+        plain=Estimate.of(plain),
+        layers=tuple(Estimate.of(block) for block in torch.stack([p.blocks for p in probes]).T),
+        frobenius2=Estimate.of(norm2),
+    )
+
+
+def difference(after: Sequence[Probe], before: Sequence[Probe]) -> Estimate:
+    """Change of the trace between two checkpoints, from the same probes of each, one by one (plain samples)."""
+    return Estimate.of(
+        torch.tensor([b.plain - a.plain for a, b in zip(before, after, strict=True)], dtype=torch.float64)
     )
 
 
