@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from measure.gradient_cases import PACKAGED, GradientCase
 from torch import Tensor, nn
 
+from measure.gradient_cases import PACKAGED, GradientCase
 from plastiscope.measure.landscape.frozen import FrozenLoss
 from plastiscope.measure.landscape.operator import HessianOperator
 from plastiscope.measure.landscape.space import ParameterSpace, choose

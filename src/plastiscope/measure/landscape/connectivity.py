@@ -73,20 +73,20 @@ def train_bend(frozen: FrozenLoss, curve: Curve, *, steps: int, lr: float, seed:
     """M after `steps` of SGD on the mean loss over t, t uniform and in antithetic pairs (t, 1 - t).
 
     The gradient of M is 2t(1-t) times that of L at theta(t), over the whole frozen set; the frozen loss' penalty
-    counts at theta(t).
+    counts at theta(t). The learning rate falls linearly to zero, so that the noise of t dies out.
     """
     space = frozen.space
     bend, velocity = curve.bend.clone(), torch.zeros_like(curve.bend)
     ids = torch.arange(steps, device=bend.device)
     draws = keyed_uniform(seed, "curve", ids).tolist()
     with moved(frozen.net, space) as parameters:
-        for t in draws:
+        for step, t in enumerate(draws):
             gradient = torch.zeros_like(bend)
             for point in (t, 1 - t):
                 put(parameters, space.parts(Curve(curve.start, curve.end, bend).at(point)))
                 gradient += point * (1 - point) * frozen.gradient()  # 2t(1-t), halved: the mean of the pair
             velocity = momentum * velocity + gradient
-            bend = bend - lr * velocity
+            bend = bend - lr * (1 - step / steps) * velocity
     return bend
 
 
