@@ -129,3 +129,10 @@ def test_one_checkpoint_repeated_ones_and_a_line() -> None:
     assert line.explained.tolist() == pytest.approx([1, 0], abs=1e-12)
     assert line.directions[1].count_nonzero() == 0
     assert line.path[0, 0].abs().item() == pytest.approx(3 * point.norm().item())
+
+
+def test_axes_are_orthonormal_however_thin_the_path() -> None:
+    generator = torch.Generator().manual_seed(3)
+    long, thin = torch.randn(2, 30, dtype=DOUBLE, generator=generator)
+    found = trajectory(lambda i: (5 - i) * long + 1e-5 * (i % 2 - 1) * thin, 6)
+    assert (found.directions @ found.directions.T - torch.eye(2, dtype=DOUBLE)).abs().max() <= 1e-14
