@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,22 @@ import numpy as np
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 import plastiscope
 from plans import make_plan
 from plastiscope import app
 from plastiscope.analyze import analyze
+from plastiscope.build import build
 from plastiscope.error import PlastiscopeError
-from plastiscope.experiment import run
+from plastiscope.experiment import load_tasks, make_context, make_learner, run
+from plastiscope.replay import Replay, Share
 from plastiscope.run import processes as sharing
 from plastiscope.run.log import read_rows
+from plastiscope.run.processes import Processes
+from plastiscope.run.sample_store import SampleStore
 from plastiscope.run.status import State, read_status, write_status
+from plastiscope.source import open_source
 
 TINY = ("data.samples_per_class=12", "num_tasks=2", "epochs=2", "threads=1", "net.widths=[12,8]", "net.norm=batch")
 ASKED = ("analysis=[csl,dormant,continual]", "csl.input_gradient=true", "csl.batch_size=5", "dormant.batch_size=7")
@@ -118,6 +125,7 @@ def test_out_names_the_folder(trained, alone, tmp_path, command):
 
 MISTAKES = [
     ([], "say what to look for: plastiscope-analyze FOLDER analysis=[csl,representation]"),
+    (["analysis=[]"], "say what to look for: plastiscope-analyze FOLDER analysis=[csl,representation]"),
     (["analysis=[csl]", "learner.lr=0.1"], "learner.lr: belongs to the training, which is over"),
     (["analysis=[csl]", "data.label_noise=0.1"], "data.label_noise: belongs to the training"),
     (["analysis=[csl]", "net=convnet"], "net: belongs to the training"),
@@ -171,6 +179,53 @@ def test_a_run_that_goes_on_is_said_to(trained, tmp_path, command):
     folders = sorted((tmp_path / "run_analyses").iterdir())
     shapes = sorted(plastiscope.load_run(folder).samples("loss").shape[0] for folder in folders)
     assert shapes == [4 - 1, 4]
+
+
+def test_a_snapshot_that_is_missing_is_refused(trained, tmp_path, command):
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "snapshots" / "epoch_000003.pt").unlink()
+    code, _, err = command(str(tmp_path / "run"), "analysis=[continual]")
+    assert (code, "snapshots/epoch_000003.pt is missing, the weights after 3 epochs" in err) == (2, True)
+    assert not (tmp_path / "run_analyses").exists()
+    assert command(str(tmp_path / "run"), "analysis=[continual]", "replay.end=2")[0] == 0
+    assert command(str(tmp_path / "run"), "analysis=[continual]", "replay.start=4")[0] == 0
+
+
+@dataclass(frozen=True)
+class OneOfTwo(Processes):
+    """The second of two processes, of which the first never comes."""
+
+    def barrier(self) -> None:
+        """Stop where the other one is waited for."""
+        if not self.is_ahead:
+            raise InterruptedError
+
+
+def test_a_share_of_the_checkpoints_is_scored_before_anyone_is_waited_for(trained, alone, tmp_path):
+    """The second of two leaves all parts of its own checkpoints, the second and fourth of 0 .. 4, and no other."""
+    plan = build(OmegaConf.load(alone / "config.yaml"))
+    data, shift = load_tasks(plan, torch.device("cpu"))
+    learner = make_learner(plan, shift, data, torch.device("cpu"))
+    source = open_source(plan, data, learner.units.head)
+    context = make_context(plan, shift, learner, source.checkpoints, SampleStore(tmp_path / "samples"), tmp_path)
+    context.checkpoints, context.processes = source.walked, OneOfTwo(1, 2)
+    replay = Replay(
+        learner=learner,
+        context=context,
+        callbacks=plan.analyses,
+        journal=None,
+        checkpoints=source.checkpoints,
+        share=Share.checkpoints,
+    )
+    with pytest.raises(InterruptedError):
+        replay.follow()
+    folders = sorted((tmp_path / "parts").iterdir())
+    found = [re.match(r"(csl|dormant)\w*_epoch_0*(\d+)_", folder.name).groups() for folder in folders]
+    assert set(found) == {(name, epochs) for name in ("csl", "dormant") for epochs in ("1", "3")}
+    for folder in folders:
+        parts = sorted(path.name for path in folder.iterdir())
+        assert len(parts) > 1
+        assert parts == [f"part_{i:05d}_of_{len(parts):05d}.npz" for i in range(len(parts))]
 
 
 def test_a_signal_in_the_middle_of_a_part_and_then_it_goes_on(trained, alone, tmp_path, monkeypatch):

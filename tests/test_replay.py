@@ -18,9 +18,12 @@ from plastiscope.build import Plan
 from plastiscope.error import ConfigError, RunError
 from plastiscope.event import Callback, Context
 from plastiscope.experiment import load_tasks, make_net, run
+from plastiscope.formats.checkpoints import find_checkpoints
 from plastiscope.replay import Stop, own_task, stops
 from plastiscope.run.log import read_rows
 from plastiscope.run.status import read_status
+from plastiscope.run.storage import read_json
+from plastiscope.source import saved_epochs
 
 TINY = ("data.samples_per_class=12", "num_tasks=3", "epochs=2", "threads=1", "net.widths=[12,8]", "net.norm=batch")
 LAST = ("selection=last", "snapshots.every=1", "learner.reset=head", "learner.milestones=[1]")
@@ -226,6 +229,84 @@ def test_a_task_with_selected_weights_ends_with_them(tmp_path):
     assert any(row["test_loss"] != end["task_test_loss"] for row, end in zip(last, ends, strict=True))
 
 
+def test_which_weights_stand_at_task_ends_is_said(tmp_path, capsys):
+    settings = (*TINY, "epochs=1", "num_tasks=1", "analysis=[csl]")
+    for selection, said in (("val_best", "selected by val_best"), ("last", "last step")):
+        run(make_plan(*settings, f"selection={selection}"), tmp_path / selection)
+        assert "hold the weights" not in capsys.readouterr().err
+        folder = tmp_path / f"{selection}_again"
+        run(make_plan(*settings, f"selection={selection}", f"replay.folder={tmp_path / selection}"), folder)
+        sentence = (
+            "snapshots at task ends hold the weights selected by val_best, not those of the last step; "
+            "their rows are of the selected weights\n"
+        )
+        assert capsys.readouterr().err.count(sentence) == (selection == "val_best")
+        assert read_json(folder / "run.json")["replay_of"]["task_end_weights"] == said
+        (facts,) = folder.glob("task_*/csl/metrics_*.json")
+        assert read_json(facts)["task_end_weights"] == said
+        (facts,) = (tmp_path / selection).glob("task_*/csl/metrics_*.json")
+        assert "task_end_weights" not in read_json(facts)
+
+
+@pytest.mark.parametrize(
+    ("there", "snapshots", "done", "expected"),
+    [
+        ([0, 4, 8], {}, True, [0, 4, 8]),
+        ([0, 8], {"every": 3, "keep": None}, True, [0, 4, 8, 3, 6]),
+        ([0, 4, 8], {"every": 1, "keep": 2}, True, [0, 4, 8, 6, 7]),
+        ([0, 4, 8], {"every": 1, "keep": 0}, True, [0, 4, 8]),
+        ([0, 4, 7], {"every": 1, "keep": 3}, False, [0, 4, 7]),
+        ([0, 4, 5, 7], {"every": 1, "keep": 3}, False, [0, 4, 5, 6, 7]),
+        ([0, 3], {"every": 1, "keep": None}, False, [0, 1, 2, 3]),
+    ],
+)
+def test_what_a_run_has_saved(there, snapshots, done, expected):
+    """Two tasks of four epochs."""
+    assert saved_epochs(there, 8 if done else there[-1], 4, snapshots, done) == expected
+
+
+@pytest.mark.parametrize(("keep", "done"), [("null", True), ("2", True), ("0", True), ("2", False)])
+def test_what_a_run_has_saved_is_complete(tmp_path, keep, done):
+    settings = (*TINY, "num_tasks=2", "epochs=4", "selection=last", "snapshots.every=1", f"snapshots.keep={keep}")
+    run(make_plan(*settings, "analysis=[]"), tmp_path / "run")
+    there = find_checkpoints(tmp_path / "run").epochs()
+    assert sorted(saved_epochs(there, 8, 4, {"every": 1, "keep": None if keep == "null" else int(keep)}, done)) == there
+
+
+def test_a_gap_between_published_checkpoints_is_said(published, tmp_path, capsys):
+    folder, _ = published
+    given = (*PUBLISHED[:-2], "analysis=[]", f"replay.folder={folder}")
+    run(make_plan(*given), tmp_path / "whole")
+    assert "apart" not in capsys.readouterr().err
+    (folder / "model_parameters" / "index-0_epoch-4.pt").rename(folder / "model_parameters" / "index-0_epoch-3.pt")
+    shutil.copy(folder / "model_parameters/index-0_epoch-0.pt", folder / "model_parameters/index-0_epoch-1.pt")
+    run(make_plan(*given), tmp_path / "out")
+    assert "mostly 1 epochs apart, not so: 3 to 6; those that are there" in capsys.readouterr().err
+    run(make_plan(*given, "replay.end=3"), tmp_path / "part")
+    assert "apart" not in capsys.readouterr().err
+
+
+NOISY = "cifar100_resnet18_noisy_idx_7_epoch_1_noise_{}.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("noise", "drawn", "source"), [("0.10", 0.0, "clean"), ("0", 0.0, "trained"), ("0.1", 0.2, "data.label_noise")]
+)
+def test_whose_labels_of_noisy_checkpoints_are_scored_is_said(tmp_path, capsys, noise, drawn, source):
+    plan = ("data.samples_per_class=12", "data.validation_share=0", "task_shift_mode=none", "num_tasks=1", "epochs=2")
+    plan += ("selection=last", "net.widths=[12,8]", "threads=1", "analysis=[csl]", f"data.label_noise={drawn}")
+    (tmp_path / "noisy").mkdir()
+    torch.save(make_net(make_plan(*plan), (1, 8, 8), 10).state_dict(), tmp_path / "noisy" / NOISY.format(noise))
+    run(make_plan(*plan, f"replay.folder={tmp_path / 'noisy'}"), tmp_path / "out")
+    z = float(noise)
+    facts = read_json(tmp_path / "out" / "task_0000_mlp" / "csl" / f"metrics_digits_run7_noise_{z}.json")
+    assert (facts["run_idx"], facts["noise_level"], facts["label_source"]) == (7, z, source)
+    assert (tmp_path / "out" / "task_0000_mlp" / "csl" / f"csl_digits_run7_noise_{z}.npy").exists()
+    err = capsys.readouterr().err
+    assert ("the labels scored are the clean ones, not those of the training" in err) == (source == "clean")
+    assert ("the labels scored are" in err) == (source != "trained")
+
+
 def by_class(net: torch.nn.Module, order: list[int]) -> dict[str, torch.Tensor]:
     """The state dict as the published program would have it: output c stands for class c."""
     state, place = net.state_dict(), torch.argsort(torch.tensor(order))
@@ -360,6 +441,8 @@ def test_noisy_label_checkpoints_of_the_other_family(tmp_path):
         )
     source = (f"replay.folder={tmp_path / 'noisy'}", "replay.noise=1e-1", "analysis=[csl]")
     run(make_plan(*plan, *source), tmp_path / "out")
+    (facts,) = (tmp_path / "out").glob("task_*/csl/metrics_arrays_run1_noise_0.1.json")
+    assert read_json(facts)["label_source"] == "data.file"
     loaded = plastiscope.load_run(tmp_path / "out")
     view = loaded.samples("loss")
     assert view.epochs_completed.tolist() == [1, 5]

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from plastiscope.build import Plan, build, config_hash, read_config, with_analyses
+from plastiscope.advice import selected
+from plastiscope.build import Plan, build, config_hash, plain, read_config, with_analyses
 from plastiscope.error import ConfigError
 from plastiscope.experiment import identity_hash, run
 from plastiscope.run.processes import is_first_process
@@ -25,9 +26,12 @@ def analyze(folder: Path, overrides: list[str], out: Path | None = None, trust: 
         ConfigError: no analysis is named, a setting that would change what was trained, `out` inside the run folder.
         RunError: the run has no snapshots, or damaged ones.
     """
+    nothing = ConfigError("say what to look for: plastiscope-analyze FOLDER analysis=[csl,representation]")
     if not any(override.lstrip("+~").startswith("analysis=") for override in overrides):
-        raise ConfigError("say what to look for: plastiscope-analyze FOLDER analysis=[csl,representation]")
+        raise nothing
     config = with_analyses(read_config(folder, trust), overrides)
+    if not selected(plain(config)):
+        raise nothing
     if config["replay"]["folder"] is None:  # else the run is itself a replay, and what it walked is walked again
         config["replay"]["folder"], config["replay"]["layout"] = str(folder.resolve()), "run"
     plan = build(config)

@@ -81,6 +81,7 @@ class Context:
         sample_store: per-sample values of the run.
         sample_settings: which samples they are kept of.
         checkpoints: None in training; in a replay the epochs completed of all weights that are walked.
+        replay_facts: in a replay, what files of results say of the weights and labels (source.py).
         weights_digest: in a replay, of the saved weights under the look; names the parts of a shared piece of work.
         processes: who shares the work of an analysis; alone in training.
         batch_index, num_batches: position in the epoch; valid in batch events.
@@ -116,6 +117,7 @@ class Context:
     sample_store: SampleStore
     sample_settings: SampleSettings = field(default_factory=SampleSettings)
     checkpoints: tuple[int, ...] | None = None
+    replay_facts: dict[str, Any] = field(default_factory=dict)
     weights_digest: str = ""
     processes: Processes = field(default_factory=Processes)
     learner_resets_head: bool = False

@@ -242,7 +242,7 @@ def _replay(
     folder: Path,
 ) -> Replay:
     context = make_context(plan, shift, learner, source.checkpoints, SampleStore(folder / "samples"), folder)
-    context.checkpoints, context.processes = source.walked, processes
+    context.checkpoints, context.processes, context.replay_facts = source.walked, processes, source.facts
     if journal is not None:
         context.sample_store = journal.samples
     return Replay(

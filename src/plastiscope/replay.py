@@ -54,7 +54,12 @@ class Share(Enum):
 
 @dataclass(kw_only=True)
 class ReplaySettings:
-    """Saved weights to look at instead of training, `replay.*`."""
+    """Saved weights to look at instead of training, `replay.*`.
+
+    Noisy-label checkpoints do not say which labels they were trained on. Without more, those of the data are scored,
+    the clean ones. To score the trained ones, write them into a .npz as y_train beside x_train, x_test and y_test, and
+    give it as data=arrays data.file=FILE.npz.
+    """
 
     folder: str | None = None
     """Of checkpoints, of published results, or of a run; null = train."""

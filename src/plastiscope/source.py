@@ -3,7 +3,9 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,10 @@ from plastiscope.data.samples import DataSet
 from plastiscope.error import ConfigError, RunError
 from plastiscope.formats.checkpoints import CheckpointFolder, Layout, read_class_order
 from plastiscope.replay import ReplaySettings
+from plastiscope.run.processes import is_first_process
+from plastiscope.run.status import State, read_status
 from plastiscope.run.storage import read_json
+from plastiscope.selection import Selection
 
 
 @dataclass(frozen=True)
@@ -24,12 +29,15 @@ class Source:
         walked: epochs completed of those that are looked at.
         left_out: of those whose name gives them to another task than the schedule does.
         about: run.json of the run that they are of; None for other programs' checkpoints.
+        facts: what files of results say of them: `task_end_weights` ("last step" or "selected by ..."); of noisy-label
+            checkpoints also `run_idx` and `noise_level` of their names, and `label_source`, whose labels are scored.
     """
 
     checkpoints: CheckpointFolder
     walked: tuple[int, ...]
     left_out: tuple[int, ...]
     about: dict[str, Any] | None
+    facts: dict[str, Any]
 
     def identity(self, folder: Path) -> dict[str, Any]:
         """What run.json of `folder` says of it."""
@@ -40,6 +48,7 @@ class Source:
             "layout": self.checkpoints.layout.value,
             "epochs_completed": list(self.walked),
             "left_out": list(self.left_out),
+            **self.facts,
         }
 
 
@@ -113,23 +122,126 @@ def open_source(plan: Plan, data: DataSet, head: str) -> Source:
         head: path of the module that gives the network's outputs.
 
     Raises:
-        RunError: they do not fit the plan's schedule; or they are of a run with other settings or data.
+        RunError: they do not fit the plan's schedule; they are of a run with other settings or data; or one of those
+            that the run has saved is missing.
     """
     settings = plan.settings
     checkpoints = open_checkpoints(settings.replay, head, plan.task_shift_mode)
     walked, left_out = settings.replay.walked(checkpoints, settings.num_tasks, settings.epochs)
     for epochs in left_out:
-        print(f"left out: {checkpoints.path(epochs).name}, which is named after another task", file=sys.stderr)
+        note(f"left out: {checkpoints.path(epochs).name}, which is named after another task")
     run = checkpoints.folder.parent
     about = read_json(run / "run.json") if checkpoints.layout is Layout.run else None
+    selection = settings.selection.value
     if about is not None:
-        _check_source_config(plan, run)
+        theirs = _check_source_config(plan, run)
         check_data(about, data, run)
-    return Source(checkpoints, tuple(walked), tuple(left_out), about)
+        check_complete(checkpoints, theirs, settings.replay, is_finished(run))
+        selection = theirs.get("selection", selection)
+    else:
+        note_gaps(checkpoints, settings.replay)
+    facts = _end_facts(selection) | _label_facts(plan, checkpoints)
+    return Source(checkpoints, tuple(walked), tuple(left_out), about, facts)
 
 
-def _check_source_config(plan: Plan, run: Path) -> None:
+def note(text: str) -> None:
+    """Say it, once for all processes."""
+    if is_first_process():
+        print(text, file=sys.stderr, flush=True)
+
+
+def is_finished(run: Path) -> bool:
+    """Whether the run has saved all that it will save."""
+    return read_status(run).get("state") == State.done.value
+
+
+def check_complete(checkpoints: CheckpointFolder, config: dict[str, Any], replay: ReplaySettings, done: bool) -> None:
+    """Refuse a run's snapshots of which one is missing within replay.start .. replay.end.
+
+    Args:
+        checkpoints: of the run.
+        config: of the run.
+        replay: says what is looked at.
+        done: whether the run is finished; another one ends where its newest snapshot is.
+
+    Raises:
+        RunError: names the first that is missing.
+    """
+    there = checkpoints.epochs()
+    last = config["num_tasks"] * config["epochs"] if done else there[-1]
+    lacking = sorted(set(saved_epochs(there, last, config["epochs"], config.get("snapshots") or {}, done)) - set(there))
+    lacking = [e for e in lacking if (replay.start or 0) <= e and (replay.end is None or e <= replay.end)]
+    if lacking:
+        raise RunError(
+            f"{checkpoints.folder}/epoch_{lacking[0]:06d}.pt is missing, the weights after {lacking[0]} epochs, which "
+            f"the run has saved (missing: {listed(lacking)}); put it back, or leave it out by replay.start, replay.end"
+        )
+
+
+def saved_epochs(there: Sequence[int], last: int, epochs: int, snapshots: dict[str, Any], done: bool) -> list[int]:
+    """Epochs completed, up to `last`, of which a run keeps its weights: the first, task ends, and `snapshots.every`.
+
+    With `snapshots.keep` the older ones within tasks are gone. A run that was stopped and went back to its checkpoint
+    may have fewer of them until it has gone on, so of an unfinished one only those between two that are there count.
+    """
+    every, keep = snapshots.get("every"), snapshots.get("keep")
+    passing = [e for e in range(every, last + 1, every) if e % epochs] if every else []
+    if keep is not None and done:
+        passing = passing[max(len(passing) - keep, 0) :]
+    elif keep is not None:
+        oldest = min((e for e in there if e in set(passing)), default=last + 1)
+        passing = [e for e in passing if e >= oldest]
+    return [*range(0, last + 1, epochs), *passing]
+
+
+def note_gaps(checkpoints: CheckpointFolder, replay: ReplaySettings) -> None:
+    """Say where checkpoints of other programs lie further apart than most; what is there is looked at."""
+    there = [e for e in checkpoints.epochs() if (replay.start or 0) <= e and (replay.end is None or e <= replay.end)]
+    steps = [after - before for before, after in pairwise(there)]
+    if len(set(steps)) > 1:
+        usual = max(sorted(set(steps)), key=steps.count)
+        gaps = [f"{before} to {after}" for before, after in pairwise(there) if after - before != usual]
+        note(f"checkpoints are mostly {usual} epochs apart, not so: {listed(gaps)}; those that are there are looked at")
+
+
+def listed(what: Sequence[object], most: int = 10) -> str:
+    """The first of them for a message."""
+    return ", ".join(map(str, what[:most])) + (", ..." if len(what) > most else "")
+
+
+def _end_facts(selection: str) -> dict[str, Any]:
+    """Which weights the checkpoints at task ends hold; where they were selected, it is said."""
+    if selection == Selection.last.value:
+        return {"task_end_weights": "last step"}
+    note(
+        f"snapshots at task ends hold the weights selected by {selection}, not those of the last step; "
+        "their rows are of the selected weights"
+    )
+    return {"task_end_weights": f"selected by {selection}"}
+
+
+def _label_facts(plan: Plan, checkpoints: CheckpointFolder) -> dict[str, Any]:
+    """Run, noise and labels of noisy-label checkpoints; nothing of others."""
+    if checkpoints.layout is not Layout.noisy_cifar:
+        return {}
+    run_idx, noise = checkpoints.about["run"], checkpoints.about["noise"]
+    source = "trained"
+    if noise > 0 and getattr(plan.data, "label_noise", 0.0) > 0:
+        source, said = "data.label_noise", "those that data.label_noise draws, which another program drew otherwise"
+    elif noise > 0 and plan.data_name == "arrays":
+        source, said = "data.file", "those in data.file, taken to be the ones of the training"
+    elif noise > 0:
+        source, said = "clean", "the clean ones, not those of the training; give these with data=arrays, as y_train"
+    if source != "trained":
+        note(f"the checkpoints are of training with noise {noise} in the labels; the labels scored are {said}")
+    return {"run_idx": run_idx, "noise_level": noise, "label_source": source}
+
+
+def _check_source_config(plan: Plan, run: Path) -> dict[str, Any]:
     """Refuse weights of a run whose data, network or tasks were others.
+
+    Returns:
+        The run's config.
 
     Raises:
         RunError: names the settings that differ.
@@ -143,6 +255,7 @@ def _check_source_config(plan: Plan, run: Path) -> None:
             f"{run} was trained under other settings: {', '.join(other)}. Give the same ones, "
             "or let plastiscope-analyze take them from the folder"
         )
+    return theirs
 
 
 def _common(ours: Any, theirs: Any) -> Any:

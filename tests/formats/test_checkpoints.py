@@ -156,8 +156,17 @@ def test_what_is_no_state_dict(tmp_path, content):
 def test_a_file_cut_short(tmp_path):
     torch.save(small().state_dict(), tmp_path / "a.pt")
     (tmp_path / "a.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:3000])
-    with pytest.raises(RunError, match=r"a\.pt"):
+    with pytest.raises(RunError, match=r"a\.pt cannot be read as a checkpoint \(PytorchStreamReader [\w ]+\)$"):
         read_state(tmp_path / "a.pt")
+    (tmp_path / "a.pt").write_bytes(b"")
+    with pytest.raises(RunError, match=r"a\.pt cannot be read as a checkpoint \(EOFError\)$"):
+        read_state(tmp_path / "a.pt")
+
+
+def test_what_names_say_of_the_training(tmp_path):
+    fill(tmp_path, NOISY.format(3, 0, "0.10"), NOISY.format(3, 4, "1e-1"), NOISY.format(2, 4, "0.2"))
+    assert find_checkpoints(tmp_path, wanted=Wanted(run=3)).about == {"run": 3, "noise": 0.1}
+    assert find_checkpoints(fill(tmp_path / "own", "epoch_000000.pt")).about == {}
 
 
 def changed(state: dict, **tensors) -> dict:

@@ -75,20 +75,24 @@ def write_tables(context: Context, folder: Path, table: SampleTable) -> None:
     """Write per_sample.npz, and csl_*.npy, lt_*.npy and metrics_*.json of the first kind of values.
 
     Row i of the arrays is the sample with id i if the ids are 0 .. n-1; otherwise ids_*.npy says whose it is. The
-    arrays of an earlier attempt at the same task are replaced.
+    arrays of an earlier attempt at the same task are replaced. Of a replay the JSON also says which weights stand at
+    task ends; noisy-label checkpoints have the run and noise of their own names, and say whose labels were scored.
     """
     prefix, source = next(iter(table.sources.items()))
-    stem = file_stem(context.data_name, context.seed, context.label_noise)
+    told: dict[str, Any] = {"label_source": "trained", "run_idx": context.seed, "noise_level": context.label_noise}
+    told |= context.replay_facts
+    run_idx, noise = told.pop("run_idx"), told.pop("noise_level")
+    stem = file_stem(context.data_name, run_idx, noise)
     for old in folder.glob(f"*_{stem}.*"):
         old.unlink()
     ids, which = table.columns["sample_id"], definition(context)
     lt = table.columns.get(f"{prefix}lt_frac")
-    facts = _facts(source, which, lt) | {"mode": "online" if prefix else "posthoc", "ids_path": None}
+    facts = _facts(source, which, lt) | told | {"mode": "online" if prefix else "posthoc", "ids_path": None}
     if not np.array_equal(ids, np.arange(len(ids))):
         facts["ids_path"] = f"ids_{stem}.npy"
         write_by(folder / f"ids_{stem}.npy", lambda file: np.save(file, ids))
     csl = table.columns[prefix + which]
-    write_csl(folder, context.data_name, context.seed, context.label_noise, csl, lt, facts)
+    write_csl(folder, context.data_name, run_idx, noise, csl, lt, facts)
     write_by(folder / "per_sample.npz", lambda file: np.savez(file, **table.columns))  # type: ignore[arg-type]
 
 
@@ -99,7 +103,6 @@ def _facts(source: Aggregation, which: str, lt: npt.NDArray | None) -> dict[str,
         "filled_epochs": [],
         "contains_l2": False,
         "logit_scope": "active",
-        "label_source": "trained",
         "split": "train",
         "csl_definition": which,
         "id_kind": "sample_id",

@@ -122,6 +122,12 @@ class CheckpointFolder:
         """
         return self.layout in (Layout.incremental_cifar, Layout.ordered_cifar)
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What all file names say alike, of `index`, `run`, `noise` and `order`: of which training the weights are."""
+        said = [file.about for files in self._files.values() for file in files]
+        return {key: value for key, value in said[0].items() if all(other.get(key) == value for other in said)}
+
     def epochs(self) -> list[int]:
         """All checkpoints there are, ascending, by epochs completed (0 = initialisation)."""
         return sorted(self._files)
@@ -195,7 +201,7 @@ def read_state(path: Path) -> State:
         what = f"names {named.group(1)}" if named else "holds more than tensors and plain containers, or is damaged"
         raise RunError(f"{path} is refused: it {what}; save its state_dict() alone, nothing of it was run") from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise RunError(f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]})") from None
+        raise RunError(f"{path} cannot be read as a checkpoint ({_first_clause(error)})") from None
     for name in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
@@ -325,6 +331,11 @@ def _only(folder: Path, files: list[_File], key: str, wanted: Any, layout: Layou
     if wanted is not None and wanted not in values:
         raise RunError(f"{folder} has no checkpoints of {key} {wanted} ({layout.value}); there are: {there}")
     return [file for file in files if wanted is None or file.about[key] == wanted]
+
+
+def _first_clause(error: Exception) -> str:
+    """What happened, without torch's advice and its internals."""
+    return re.split(r"[.:;,](?:\s|$)|\s\(|\n", str(error).strip(), maxsplit=1)[0] or type(error).__name__
 
 
 def _without_prefixes(state: Mapping[str, Tensor]) -> State:

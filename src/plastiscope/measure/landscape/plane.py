@@ -1,0 +1,217 @@
+"""The loss on a plane through the weights, and the worst loss in a small ball around each of its points."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from plastiscope.error import ConfigError
+from plastiscope.measure.landscape.frozen import FrozenLoss
+from plastiscope.measure.landscape.preserved import moved, put
+
+
+def offsets(span: float, n: int) -> Tensor:
+    """Offsets span (i - c) / c with c = (n - 1) / 2, float64 [n]: exactly 0 in the middle, exactly antisymmetric.
+
+    Raises:
+        ConfigError: n is even or less than 3, or the span is not positive.
+    """
+    if n < 3 or n % 2 == 0:
+        raise ConfigError(f"grid_resolution={n}: must be odd and 3 or more, so that a cell lies on the weights")
+    if not (span > 0 and math.isfinite(span)):
+        raise ConfigError(f"span={span}: must be positive and finite")
+    c = (n - 1) // 2
+    return span * (torch.arange(n, dtype=torch.float64) - c) / c
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """theta + a d1 + b d2.
+
+    Attributes:
+        frozen: the loss; theta is where its parameters are.
+        first, second: directions [D].
+        a, b: offsets along them, float64 [rows], [columns].
+    """
+
+    frozen: FrozenLoss
+    first: Tensor
+    second: Tensor
+    a: Tensor
+    b: Tensor
+
+    def row(self, i: int, at: Callable[[], Tensor] | None = None, columns: Sequence[int] | None = None) -> Tensor:
+        """What `at` gives at the cells of row i, float64 [columns, ...]; the loss by default.
+
+        theta + a d1 is formed once from the weights, and each cell adds b d2 to that: the order of rounding is fixed,
+        so a row is the same bits whoever computes it, and the cell in the middle is theta itself.
+        """
+        frozen, space = self.frozen, self.frozen.space
+        at = at or frozen.value
+        first, second = space.parts(self.first), space.parts(self.second)
+        a = self.a[i].item()
+        found = []
+        with torch.no_grad(), moved(frozen.net, space) as parameters:
+            base = [p.add(d, alpha=a) if a else p.clone() for p, d in zip(parameters, first, strict=True)]
+            for j in range(len(self.b)) if columns is None else columns:
+                b = self.b[j].item()
+                for parameter, start, direction in zip(parameters, base, second, strict=True):
+                    torch.add(start, direction, alpha=b, out=parameter) if b else parameter.copy_(start)
+                found.append(at())
+        return torch.stack(found)
+
+    def losses(self) -> Tensor:
+        """Loss at every cell, float64 [rows, columns]; what is not finite stays as it is."""
+        return torch.stack([self.row(i) for i in range(len(self.a))]).cpu()
+
+
+class Ascent(Enum):
+    """How far a step of the inner maximisation goes along each coordinate."""
+
+    plain = "plain"
+    """rho g / ||g||"""
+    adaptive = "adaptive"
+    """rho t^2 g / ||t g||, scaled by t = |theta| twice (Kwon et al. 2021, ASAM)."""
+
+
+def robust_loss(frozen: FrozenLoss, rho: float, kind: Ascent = Ascent.plain, steps: int = 1) -> Tensor:
+    """(L_rho, L, ||g||), float64 [3], at the live parameters, which are as before afterwards.
+
+    L_rho(theta) = L(theta + rho g / (||g|| + 1e-12)), g the full gradient over the chosen parameters (Foret et al.
+    2021): a lower bound of the maximum over the ball. With more steps the radius is divided among them, and the
+    gradient is taken anew at each. Where g = 0 the point does not move, and L_rho = L says nothing of the ball.
+
+    Raises:
+        ConfigError: rho is negative or not finite, or there is no step.
+    """
+    if not (rho >= 0 and math.isfinite(rho)) or steps < 1:
+        raise ConfigError(f"rho={rho}, steps={steps}: rho must be 0 or more and finite, steps 1 or more")
+    gradient, here = frozen.gradient(), frozen.value()
+    norm = gradient.double().norm()
+    if not rho:
+        return torch.stack([here, here, norm])
+    with moved(frozen.net, frozen.space) as parameters:
+        for step in range(steps):
+            if step:
+                gradient = frozen.gradient()
+            weights = frozen.space.values(frozen.net)
+            put(parameters, frozen.space.parts(weights + _ascent(gradient, weights, rho / steps, kind)))
+        return torch.stack([frozen.value(), here, norm])
+
+
+def _ascent(gradient: Tensor, weights: Tensor, rho: float, kind: Ascent) -> Tensor:
+    scale = weights.abs() if kind is Ascent.adaptive else torch.ones_like(weights)
+    scaled = scale * gradient
+    return scale * scaled * (rho / (scaled.double().norm() + 1e-12)).to(weights.dtype)
+
+
+@dataclass(frozen=True)
+class RobustSurface:
+    """The robust loss at some cells of a plane, float64 [r, c] each.
+
+    Attributes:
+        rows, columns: places of the cells in the plane.
+        worst: L_rho.
+        plain: L.
+        gradient_norms: ||g||; rho ||g|| is the first-order gap.
+    """
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    worst: Tensor
+    plain: Tensor
+    gradient_norms: Tensor
+
+    @property
+    def gap(self) -> Tensor:
+        """L_rho - L."""
+        return self.worst - self.plain
+
+    @property
+    def stationary(self) -> Tensor:
+        """Where the gradient is zero, so that the gap of 0 is none that was found, bool [r, c]."""
+        return self.gradient_norms == 0
+
+
+def robust_surface(
+    plane: Plane, rho: float, stride: int = 1, kind: Ascent = Ascent.plain, steps: int = 1
+) -> RobustSurface:
+    """The robust loss at every `stride`-th cell, counted from the middle (see `robust_loss`)."""
+    rows, columns = strided(len(plane.a), stride), strided(len(plane.b), stride)
+
+    def at() -> Tensor:
+        return robust_loss(plane.frozen, rho, kind, steps)
+
+    worst, plain, norms = torch.stack([plane.row(i, at, columns) for i in rows]).cpu().unbind(-1)
+    return RobustSurface(tuple(rows), tuple(columns), worst, plain, norms)
+
+
+def strided(n: int, stride: int) -> list[int]:
+    """Cells of an odd grid whose offset from the middle is a multiple of `stride`; the middle always is.
+
+    Raises:
+        ConfigError: the stride is less than 1.
+    """
+    if stride < 1:
+        raise ConfigError(f"subsample_stride={stride}: must be 1 or more")
+    c = (n - 1) // 2
+    return [i for i in range(n) if (i - c) % stride == 0]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a grid of losses says.
+
+    Attributes:
+        centre: loss at the weights.
+        minimum: smallest finite loss, and its cell.
+        cell: (row, column) of the minimum.
+        centre_is_minimum: whether no cell lies lower.
+        nonfinite: share of cells that are not finite.
+        curvatures: second derivatives along both axes of the quadratic fitted to the inner 3 x 3 cells.
+        r2: how well it fits.
+    """
+
+    centre: float
+    minimum: float
+    cell: tuple[int, int]
+    centre_is_minimum: bool
+    nonfinite: float
+    curvatures: tuple[float, float]
+    r2: float
+
+
+def shape_of(losses: Tensor, a: Tensor, b: Tensor) -> Shape:
+    """The shape of a grid, float64 [rows, columns] at offsets a and b."""
+    finite = torch.isfinite(losses)
+    i, j = (len(a) - 1) // 2, (len(b) - 1) // 2
+    lowest = torch.where(finite, losses, math.inf)
+    curvatures, r2 = _quadratic(losses, a, b, i, j)
+    centre, minimum = losses[i, j].item(), lowest.min().item()
+    return Shape(
+        centre=centre,
+        minimum=minimum,
+        cell=divmod(int(lowest.argmin()), losses.shape[1]),
+        centre_is_minimum=centre <= minimum,
+        nonfinite=1 - finite.double().mean().item(),
+        curvatures=curvatures,
+        r2=r2,
+    )
+
+
+def _quadratic(losses: Tensor, a: Tensor, b: Tensor, i: int, j: int) -> tuple[tuple[float, float], float]:
+    """Second derivatives and R^2 of a quadratic through the cells within one of the middle; NaN of bad cells."""
+    inner = losses[i - 1 : i + 2, j - 1 : j + 2].flatten()
+    if not torch.isfinite(inner).all():
+        return (math.nan, math.nan), math.nan
+    units = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
+    x, y = (grid.flatten() for grid in torch.meshgrid(units, units, indexing="ij"))  # in cells, whatever the span
+    design = torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y], 1)
+    fit = torch.linalg.lstsq(design, inner.unsqueeze(1)).solution.squeeze(1)
+    left = (inner - design @ fit).square().sum()
+    spread = (inner - inner.mean()).square().sum()
+    curvatures = 2 * fit[3].item() / a[i + 1].item() ** 2, 2 * fit[5].item() / b[j + 1].item() ** 2
+    return curvatures, 1 - (left / spread).item() if spread > 0 else math.nan

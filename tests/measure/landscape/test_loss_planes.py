@@ -1,0 +1,141 @@
+"""Planes of losses and robust surfaces against closed forms."""
+
+import math
+
+import pytest
+import torch
+from landscape_cases import DOUBLE, fixture_f, loss_of_weights, quadratic_case
+
+from plastiscope.error import ConfigError
+from plastiscope.measure.landscape.eigenpairs import extreme_eigenpairs
+from plastiscope.measure.landscape.operator import HessianOperator
+from plastiscope.measure.landscape.plane import Ascent, Plane, offsets, robust_loss, robust_surface, shape_of, strided
+
+
+def plane_of(frozen, span: float = 0.5, n: int = 7, columns: int | None = None) -> Plane:
+    first, second = (frozen.space.normals(0, "plane", k).to(frozen.inputs.dtype) for k in (0, 1))
+    return Plane(frozen, first, second, offsets(span, n), offsets(2 * span, columns or n))
+
+
+def test_offsets() -> None:
+    found = offsets(0.3, 41)
+    assert found[20] == 0 and found.equal(-found.flip(0))
+    assert found[0].item() == pytest.approx(-0.3, rel=1e-15)
+    for span, n in ((0.1, 4), (0.1, 1), (0.0, 5), (-0.1, 5), (math.nan, 5)):
+        with pytest.raises(ConfigError):
+            offsets(span, n)
+
+
+def test_a_linear_loss_is_an_affine_array() -> None:
+    slope = torch.randn(12, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    theta = torch.linspace(-1, 1, 12, dtype=DOUBLE)
+    plane = plane_of(loss_of_weights(lambda t: torch.dot(slope, t), theta), n=5, columns=7)
+    a, b = plane.a.unsqueeze(1) * slope.dot(plane.first), plane.b * slope.dot(plane.second)
+    assert (plane.losses() - (slope.dot(theta) + a + b)).abs().max() <= 1e-12
+
+
+def test_quadratic_surface() -> None:
+    frozen, matrix, slope = quadratic_case()
+    theta, plane = frozen.space.values(frozen.net), plane_of(frozen)
+    points = theta + plane.a.view(-1, 1, 1) * plane.first + plane.b.view(-1, 1) * plane.second
+    expected = 0.5 * ((points @ matrix) * points).sum(-1) + points @ slope
+    assert (plane.losses() - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+def test_hessian_plane_bends_by_its_eigenvalues() -> None:
+    frozen, _, _ = quadratic_case()
+    pairs = extreme_eigenpairs(HessianOperator(frozen), 1, 1, seed=0, tol=1e-13, max_steps=40)
+    for span in (0.5, 1e-2):
+        plane = Plane(frozen, *pairs.vectors, offsets(span, 5), offsets(span, 5))
+        shape = shape_of(plane.losses(), plane.a, plane.b)
+        assert shape.curvatures == pytest.approx((5, -3), rel=1e-10 / span**2)
+        assert shape.r2 == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [DOUBLE, torch.float32])
+def test_rows_are_the_same_bits_whoever_computes_them(dtype: torch.dtype) -> None:
+    frozen = fixture_f(dtype, micro_batch=60)
+    plane = plane_of(frozen)
+    whole = plane.losses()
+    assert whole[3, 3] == frozen.value()
+    assert whole.equal(plane_of(fixture_f(dtype, micro_batch=60)).losses())
+    for i in (5, 0, 2):
+        assert plane.row(i).equal(whole[i])
+    assert plane.row(4, columns=[6, 1]).equal(whole[4, [6, 1]])
+    swapped = Plane(frozen, plane.second, plane.first, plane.b, plane.a).losses()
+    assert (swapped.T - whole).abs().max() <= (1e-12 if dtype is DOUBLE else 1e-5)
+    assert whole.dtype == DOUBLE
+
+
+def test_what_is_not_finite_stays() -> None:
+    frozen = loss_of_weights(lambda t: torch.where(t[0] > 1, torch.nan, t.square().sum()), torch.zeros(2, dtype=DOUBLE))
+    axes = torch.eye(2, dtype=DOUBLE)
+    plane = Plane(frozen, *axes, offsets(2, 5), offsets(2, 5))
+    found = plane.losses()
+    assert found[4].isnan().all() and found[:4].isfinite().all()
+    shape = shape_of(found, plane.a, plane.b)
+    assert (shape.centre, shape.minimum, shape.cell, shape.centre_is_minimum) == (0, 0, (2, 2), True)
+    assert shape.nonfinite == pytest.approx(0.2)
+    assert shape.curvatures == pytest.approx((2, 2), rel=1e-12)
+
+
+def test_shape_of_a_tilted_grid_and_of_nothing() -> None:
+    a, b = offsets(1, 5), offsets(2, 7)
+    tilted = 3 * a.unsqueeze(1) + b**2
+    shape = shape_of(tilted, a, b)
+    assert shape.cell == (0, 3) and not shape.centre_is_minimum and shape.minimum == -3
+    assert shape.curvatures == pytest.approx((0, 2), abs=1e-12)
+    nothing = shape_of(torch.full((5, 7), math.nan, dtype=DOUBLE), a, b)
+    assert nothing.nonfinite == 1 and not nothing.centre_is_minimum and all(map(math.isnan, nothing.curvatures))
+
+
+def test_a_loss_of_minus_one_is_a_loss() -> None:
+    frozen = loss_of_weights(lambda t: -1 + 0 * t.sum(), torch.zeros(2, dtype=DOUBLE))
+    assert plane_of(frozen).losses().eq(-1).all()
+
+
+def test_robust_loss_of_a_quadratic() -> None:
+    frozen, matrix, slope = quadratic_case()
+    theta = frozen.space.values(frozen.net)
+    g = matrix @ theta + slope
+    for rho in (0.05, 1.0):
+        expected = frozen.value() + rho * g.norm() + rho**2 / 2 * (g @ matrix @ g) / g.square().sum()
+        worst, plain, norm = robust_loss(frozen, rho)
+        assert worst.item() == pytest.approx(expected.item(), rel=1e-11)
+        assert (plain - frozen.value()).item() == 0
+        assert norm.item() == pytest.approx(g.norm().item(), rel=1e-13)
+        scale = theta.abs()
+        moved = theta + rho * scale**2 * g / (scale * g).norm()
+        expected = 0.5 * moved @ matrix @ moved + slope @ moved
+        assert robust_loss(frozen, rho, Ascent.adaptive)[0].item() == pytest.approx(expected.item(), rel=1e-11)
+        half = theta + rho / 2 * g / g.norm()
+        again = matrix @ half + slope
+        moved = half + rho / 2 * again / again.norm()
+        expected = 0.5 * moved @ matrix @ moved + slope @ moved
+        assert robust_loss(frozen, rho, steps=2)[0].item() == pytest.approx(expected.item(), rel=1e-11)
+
+
+def test_robust_surface_keeps_the_centre() -> None:
+    frozen = fixture_f()
+    plane = plane_of(frozen, n=5)
+    whole = plane.losses()
+    plain = robust_surface(plane, 0.0)
+    assert plain.worst.equal(whole) and plain.plain.equal(whole) and plain.gap.count_nonzero() == 0
+    found = robust_surface(plane, 0.05, stride=2)
+    assert found.rows == found.columns == (0, 2, 4)
+    assert found.plain.equal(whole[::2, ::2]) and (found.gap > 0).all()
+    assert found.worst[1, 1] == robust_loss(frozen, 0.05)[0]
+    assert found.gradient_norms[1, 1].item() == pytest.approx(0.24386741, abs=1e-8)
+    assert strided(21, 2) == list(range(0, 21, 2)) and strided(21, 3) == [1, 4, 7, 10, 13, 16, 19]
+    for rho, steps in ((-1, 1), (math.inf, 1), (0.1, 0)):
+        with pytest.raises(ConfigError, match="rho"):
+            robust_loss(frozen, rho, steps=steps)
+    with pytest.raises(ConfigError, match="stride"):
+        strided(21, 0)
+
+
+def test_robust_loss_of_a_convex_loss_and_of_a_stationary_point() -> None:
+    frozen = loss_of_weights(lambda t: t.square().sum(), torch.zeros(2, dtype=DOUBLE))
+    found = robust_surface(Plane(frozen, *torch.eye(2, dtype=DOUBLE), offsets(1, 5), offsets(1, 5)), 0.1)
+    assert found.stationary.nonzero().tolist() == [[2, 2]]
+    assert found.gap[2, 2] == 0 and (found.gap >= 0).all()
