@@ -28,3 +28,20 @@ def test_curvature_alone_keeps_it_at_its_own_epochs(tmp_path):
     assert loaded.samples("grad_input_l2").epochs_completed.tolist() == [3, 5]
     assert loaded.samples("input_curv_norm").epochs_completed.tolist() == [3, 5]
     assert np.isfinite(table(loaded.sample_store)["csg"]).all()
+
+
+@pytest.mark.parametrize("order", ["csl,dormant", "dormant,csl"])
+def test_the_loss_is_kept_at_the_epochs_of_csl(tmp_path, order):
+    settings = (f"analysis=[{order}]", "csl.every=2", "dormant.loss=true", "dormant.every=1", "epochs=4", "num_tasks=2")
+    run(make_plan(*TINY, *MLP, *settings), tmp_path / "run")
+    loaded = load_run(tmp_path / "run")
+    assert loaded.samples("loss").epochs_completed.tolist() == [2, 4, 6, 8]
+    assert np.isfinite(table(loaded.sample_store)["csl_active_mean"]).all()
+
+
+def test_dormant_alone_keeps_the_loss_at_its_own_epochs(tmp_path):
+    settings = ("analysis=[dormant]", "dormant.loss=true", "dormant.every=2", "epochs=4", "num_tasks=1")
+    run(make_plan(*TINY, *MLP, *settings), tmp_path / "run")
+    loaded = load_run(tmp_path / "run")
+    assert loaded.samples("loss").epochs_completed.tolist() == [2, 4]
+    assert np.isfinite(table(loaded.sample_store)["csl_sum"]).all()

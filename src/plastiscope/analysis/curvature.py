@@ -130,7 +130,8 @@ class Curvature(SampleAnalysis):
             self._divide(context, values)
         below = {BELOW: values.pop(BELOW)}
         gradient = {GRADIENT: values.pop(GRADIENT)}
-        return self.record(context, values) | self._keep_gradient(context, gradient) | self.means(context, below)
+        shared = self.fill_in(context, gradient) if self.temperature == 1 else {}  # else not the task's own loss
+        return self.record(context, values) | shared | self.means(context, below)
 
     def score(self, context: Context, task: Task) -> Score:
         """Curvature and gradient norms of a batch; NaN for samples whose class has not entered."""
@@ -239,20 +240,6 @@ class Curvature(SampleAnalysis):
             for metric in LEGACY:
                 part = values[metric][columns]
                 part /= legacy_divisors(len(part), self.legacy_batch).numpy()
-
-    def _keep_gradient(self, context: Context, values: dict[str, Values]) -> Numbers:
-        """Write the row of the input gradient, unless there is one; nothing where the loss is not the task's own.
-
-        Whoever measures it at more epochs has given it a row axis before; epoch 0 alone gives it none.
-        """
-        if self.temperature != 1:
-            return {}
-        if context.processes.is_first:
-            block, at = self.block(context), context.epochs_completed
-            has_room = at in block.epochs(GRADIENT) if block.has(GRADIENT) else at > 0
-            if has_room and not block.is_written(GRADIENT, at):
-                self.record(context, values, self.epochs(context))
-        return self.means(context, values)
 
     def _choose(self, context: Context) -> Choice:
         """The engine for the parameter gradients, by the first batch of the task."""

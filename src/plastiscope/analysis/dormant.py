@@ -91,6 +91,8 @@ class Dormant(SampleAnalysis):
     """Also keep each sample's loss, of the same forward and as csl defines it, where csl has not kept it already."""
 
     name = "dormant"
+    is_late = True
+    """Keeps a loss that no other analysis has kept."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -126,7 +128,7 @@ class Dormant(SampleAnalysis):
             numbers |= self._keep(context, question, counts, dead)
             numbers |= self._dead_numbers(context, question, dead)
         if self.loss:
-            numbers |= self._keep_loss(context, counts["loss"])
+            numbers |= self.fill_in(context, {"loss": counts["loss"]})
         if context.processes.is_first and context.epochs_completed == self.epochs(context)[-1]:
             self._save(context, questions, silent)
         self._dead = dead
@@ -198,13 +200,6 @@ class Dormant(SampleAnalysis):
             return {"loss": losses.masked_fill(waits, torch.nan)}
 
         return score
-
-    def _keep_loss(self, context: Context, losses: Values) -> Numbers:
-        """Write the row, unless there is one."""
-        at = context.epochs_completed
-        if context.processes.is_first and self.block(context).is_written("loss", at):
-            return self.means(context, {"loss": losses})
-        return self.record(context, {"loss": losses}, sorted({*self.epochs(context), *context.epochs_of_task()}))
 
     def _keep(
         self, context: Context, question: Question, counts: Mapping[str, Values], dead: Mapping[str, Tensor]

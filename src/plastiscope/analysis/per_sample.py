@@ -133,6 +133,19 @@ class SampleAnalysis(Analysis):
                 block.write(metric, context.epochs_completed, row, axis)
         return self.means(context, values)
 
+    def fill_in(self, context: Context, values: Mapping[str, Values]) -> Numbers:
+        """Write rows that another analysis may keep too, where it has left room and no row; returns their means.
+
+        Whoever measures more epochs has reserved the row axis before (`is_late`); epoch 0 alone makes none.
+        """
+        if context.processes.is_first:
+            block, at = self.block(context), context.epochs_completed
+            has_room = {metric: at in block.epochs(metric) if block.has(metric) else at > 0 for metric in values}
+            missing = {m: row for m, row in values.items() if has_room[m] and not block.is_written(m, at)}
+            if missing:
+                self.record(context, missing, self.epochs(context))
+        return self.means(context, values)
+
     def means(self, context: Context, values: Mapping[str, Values]) -> Numbers:
         """Means of values by metric over each subset's samples that have one, by key."""
         numbers = {}
