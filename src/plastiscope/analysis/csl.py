@@ -89,9 +89,10 @@ class Csl(SampleAnalysis):
 
     def on_epoch_end(self, context: Context) -> Numbers:
         """Score all samples, write what the steps saw, whichever is asked for."""
-        if self.mode is not Mode.online and context.processes.is_first:
+        due = [] if self.mode is Mode.online else self.epochs(context)
+        if due and context.processes.is_first:
             for metric in ("loss", *["grad_input_l2"] * self.has_gradient):  # others may keep them at fewer epochs
-                self.block(context).reserve(metric, self.epochs(context))
+                self.block(context).reserve(metric, due)
         numbers = {} if self.mode is Mode.online else super().on_epoch_end(context)
         if self.mode is not Mode.posthoc and self.is_due(context.epochs_completed):
             values = presented_values(context, self._margins.all(), len(self.samples(context)))
