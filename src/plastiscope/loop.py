@@ -1,6 +1,7 @@
 """What training and replay share: the events outside the steps, evaluation, rows, and what a signal undoes."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from plastiscope.task_shift_mode.task import Task, evaluate
 
 
 @dataclass(kw_only=True)
-class Loop:
+class Loop(ABC):
     """A loop over tasks that fires events.
 
     Attributes:
@@ -39,27 +40,29 @@ class Loop:
                 self.journal.stop.pass_on()
 
     @property
+    @abstractmethod
     def progress(self) -> tuple[int, int]:
         """Epochs that are done, and all of them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def where(self) -> str:
         """The place at which the loop goes on, for people."""
-        raise NotImplementedError
 
+    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """All of the state: tensors, numbers, strings and containers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _run(self) -> None:
-        raise NotImplementedError
+        """Go on from where the state is to the end."""
 
+    @abstractmethod
     def _checkpoint(self) -> None:
-        raise NotImplementedError
+        """Save the state."""
 
     def _fire(self, event: str) -> Numbers:
         """Fire an event outside the step; returns all numbers and notes each callback's seconds."""
