@@ -13,7 +13,7 @@ LAYERS = [
     {"experiment", "analyze", "build", "load", "settings", "source", "__init__"},
     {"trainer", "replay", "loop", "analysis"},
     {"learner"},
-    {"task_shift_mode", "data", "net", "event", "formats"},
+    {"task_shift_mode", "data", "net", "event", "formats", "landscape"},
     {"measure", "run", "figure", "selection"},
     {"error", "advice", "allocator"},
 ]

@@ -132,7 +132,9 @@ def first_host(hosts: str) -> str:
     return f"{name}{numbers}"
 
 
-def share_out(folder: Path, parts: int, compute: Callable[[int], Part], processes: Processes) -> list[Part]:
+def share_out(
+    folder: Path, parts: int, compute: Callable[[int], Part], processes: Processes, *, keep: bool = False
+) -> list[Part]:
     """Compute the parts 0 .. parts - 1 together.
 
     Args:
@@ -140,6 +142,7 @@ def share_out(folder: Path, parts: int, compute: Callable[[int], Part], processe
         parts: how many; must follow from the work alone, not from the number of processes.
         compute: the arrays of one part.
         processes: who shares the work.
+        keep: leave the finished parts where they are, for a work of several pieces that is cleared as a whole.
 
     Returns:
         All parts in order, in every process.
@@ -156,7 +159,7 @@ def share_out(folder: Path, parts: int, compute: Callable[[int], Part], processe
     processes.barrier()
     merged = [_read(path) for path in paths]
     processes.barrier()
-    if processes.is_first:
+    if processes.is_first and not keep:
         shutil.rmtree(folder)
     return merged
 

@@ -1,0 +1,32 @@
+"""One call that looks at any network, loss and data: `analyse(Landscape(...))`, results in a folder."""
+
+from plastiscope.landscape.look import Landscape, Numbers, opened
+from plastiscope.landscape.planes import look_at_planes
+from plastiscope.landscape.settings import described
+from plastiscope.landscape.spectrum import look_at_spectrum
+from plastiscope.run.storage import write_json
+
+
+def analyse(landscape: Landscape) -> Numbers:
+    """All that the settings enable, into `landscape.folder`; returns the numbers by key."""
+    numbers: Numbers = {}
+    with opened(landscape) as look:
+        if look.settings.enable_spectrum:
+            with look.work.phase("spectrum"):
+                numbers |= look_at_spectrum(look)
+        if look.settings.enable_planes:
+            with look.work.phase("planes"):
+                numbers |= look_at_planes(look)
+        if look.work.processes.is_first:
+            landscape.folder.mkdir(parents=True, exist_ok=True)
+            summary = {
+                "settings": described(look.settings),
+                "numbers": numbers,
+                "seconds": look.work.seconds,
+                **look.facts,
+                **look.common(),
+                **landscape.about,
+            }
+            write_json(landscape.folder / "summary.json", summary)
+        look.work.finish()
+    return numbers

@@ -1,0 +1,90 @@
+"""The work of one look: pieces that processes share out and a resume finds again, files, progress, seconds."""
+
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from plastiscope.run.processes import Part, Processes, share_out
+from plastiscope.run.storage import plain, write_by, write_json
+
+
+class Work:
+    """Where a look computes and writes.
+
+    Pieces are cut into parts by the work alone, so results are equal for any number of processes. Finished parts stay
+    in `folder`/parts/<digest> until the look is done; the digest names weights, data and settings, so parts of another
+    look are never taken for them.
+
+    Attributes:
+        folder: for results.
+        processes: who shares the work.
+        seconds: taken so far by each phase.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], processes: Processes) -> None:
+        """Nothing is written yet; `identity` is all that the results depend on."""
+        digest = hashlib.sha256(json.dumps(plain(dict(identity)), sort_keys=True).encode()).hexdigest()
+        self.folder, self.processes = folder, processes
+        self.seconds: dict[str, float] = {}
+        self._parts = folder / "parts" / digest[:16]
+
+    def shared(self, name: str, parts: int, compute: Callable[[int], Part]) -> list[Part]:
+        """All parts of the piece `name` in order; each is `compute(i)`, called by one process, once over all starts."""
+
+        def counted(i: int) -> Part:
+            part = compute(i)
+            self._tell(name, i + 1, parts)
+            return part
+
+        return share_out(self._parts / name, parts, counted, self.processes, keep=True)
+
+    def once(self, name: str, compute: Callable[[], Part]) -> Part:
+        """A piece that cannot be cut."""
+        return self.shared(name, 1, lambda _: compute())[0]
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Around a phase: its seconds are noted."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    def save(self, part: str, name: str, arrays: Mapping[str, Tensor | npt.NDArray], facts: Mapping[str, Any]) -> None:
+        """Write `part`/`name`.npz and .json; only the first process does."""
+        if not self.processes.is_first:
+            return
+        place = self.folder / part
+        place.mkdir(parents=True, exist_ok=True)
+        plain_arrays = {key: _array(value) for key, value in arrays.items()}
+        write_by(place / f"{name}.npz", lambda file: np.savez_compressed(file, **plain_arrays))  # type: ignore[arg-type]
+        write_json(place / f"{name}.json", facts)
+
+    def finish(self) -> None:
+        """The look is done: its parts go."""
+        self.processes.barrier()
+        if self.processes.is_first:
+            shutil.rmtree(self._parts, ignore_errors=True)
+            parts = self._parts.parent
+            if parts.exists() and not any(parts.iterdir()):
+                parts.rmdir()
+
+    def _tell(self, name: str, done: int, parts: int) -> None:
+        if parts > 1 and self.processes.is_first and sys.stderr.isatty():
+            print(f"\r{name} {done}/{parts}", end="\n" if done == parts else "", file=sys.stderr, flush=True)
+
+
+def _array(values: Tensor | npt.NDArray) -> npt.NDArray:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
