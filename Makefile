@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+TORCH_VERSION := $(BIN)/python -c 'import torch; print(torch.__version__)'
 
 .PHONY: install run test test-slurm slurm-packages lint bench clean
 
@@ -17,7 +18,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "plastiscope needs Python 3.11 or newer: make PYTHON=python3.11 install"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch torchvision
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(TORCH_VERSION) > $(VENV)/.torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,test-oracles]'
+	@$(TORCH_VERSION) | cmp -s - $(VENV)/.torch || { echo "a dependency has replaced torch $$(cat $(VENV)/.torch); pin it in constraints.txt"; exit 1; }
 	touch $(STAMP)
 
 run: $(STAMP)

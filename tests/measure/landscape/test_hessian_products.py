@@ -1,5 +1,6 @@
 """Products with the Hessian against closed forms, brute force, and each other."""
 
+import numpy as np
 import pytest
 import torch
 from landscape_cases import (
@@ -17,9 +18,11 @@ from landscape_cases import (
     quadratic_case,
     softmax_regression,
 )
+from scipy.sparse.linalg import eigsh
 from torch import nn
 
 from plastiscope.error import ConfigError
+from plastiscope.measure.landscape.eigenpairs import extreme_eigenpairs
 from plastiscope.measure.landscape.operator import Backend, HessianOperator, NonFiniteProduct, self_check
 from plastiscope.measure.landscape.space import choose
 
@@ -73,14 +76,20 @@ def test_linear_nets_in_closed_form(backend: Backend, make) -> None:
         assert (found - hessian).abs().max() <= 1e-12
 
 
-def test_curvlinops_gives_the_same_matrix() -> None:
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of its dependencies, and of forward mode
+@pytest.mark.parametrize("micro_batch", [64, 60])
+def test_curvlinops_gives_the_same_matrix(micro_batch: int) -> None:
     curvlinops = pytest.importorskip("curvlinops")
-    frozen = fixture_f()
-    oracle = curvlinops.HessianLinearOperator(
-        frozen.net, nn.CrossEntropyLoss(), list(frozen.net.parameters()), [(frozen.inputs, frozen.targets)]
-    )
+    frozen = fixture_f(micro_batch=micro_batch)
+    data, parameters = list(frozen.batches()), list(frozen.net.parameters())
+    oracle = curvlinops.HessianLinearOperator(frozen.net, nn.CrossEntropyLoss(), parameters, data)
     found = matrix_of(HessianOperator(frozen))
     assert (oracle @ torch.eye(len(found), dtype=DOUBLE) - found).abs().max() <= 1e-12
+    pairs = extreme_eigenpairs(HessianOperator(frozen), 3, 2, seed=0, tol=1e-9, max_steps=115)
+    scipy_operator = oracle.to_scipy()
+    for end, values in (("LA", pairs.top.flip(0)), ("SA", pairs.bottom)):
+        expected = eigsh(scipy_operator, k=len(values), which=end, return_eigenvectors=False, v0=np.ones(115))
+        assert sorted(expected) == pytest.approx(values.tolist(), abs=1e-8)
 
 
 @backends
