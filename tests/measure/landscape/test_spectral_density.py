@@ -1,6 +1,7 @@
 """Quadrature nodes against moments and whole spectra; the density and its scalars against their definitions."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -43,23 +44,68 @@ def test_an_invariant_space_ends_the_run() -> None:
     assert run.weights.sum().item() == pytest.approx(1, abs=1e-12)
 
 
-def test_distance_to_the_whole_spectrum() -> None:
+def tanh_net_hessian(samples: int) -> torch.Tensor:
+    """Of a net of 629 weights; 25 eigenvalues are exact zeros, a sixth of all within 1 % of the largest of zero."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(20, 24), nn.Tanh(), nn.Linear(24, 5)).double()
-    frozen = frozen_loss(net, torch.randn(100, 20, dtype=DOUBLE), torch.randint(0, 5, (100,)), 5)
-    hessian = matrix_of(HessianOperator(frozen, Backend.retained))
-    values = torch.linalg.eigvalsh(hessian)
-    runs = runs_of(DenseOperator(hessian), 20, 100)
-    nodes = torch.cat([run.nodes for run in runs])
-    weights = torch.cat([run.weights for run in runs]) / 20
-    grid = torch.linspace(values[0].item(), values[-1].item(), 20001, dtype=DOUBLE)
+    inputs, targets = torch.randn(samples, 20, dtype=DOUBLE), torch.randint(0, 5, (samples,))
+    return matrix_of(HessianOperator(frozen_loss(net, inputs, targets, 5), Backend.retained))
+
+
+def distribution(nodes: torch.Tensor, weights: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """The function x -> sum of the weights at or below x (below x, with right=False)."""
     order = nodes.argsort()
     reached = torch.cat([torch.zeros(1, dtype=DOUBLE), weights[order].cumsum(0)])
-    cdf = reached[torch.searchsorted(nodes[order], grid, right=True)]
-    exact = torch.searchsorted(values, grid, right=True) / 629
-    span = (values[-1] - values[0]).item()
-    assert torch.trapezoid((cdf - exact).abs(), grid).item() / span <= 0.005
-    assert (cdf - exact).abs().max().item() <= 0.06
+    return lambda x, right=True: reached[torch.searchsorted(nodes[order], x, right=right)]
+
+
+def test_nodes_separate_the_weight_of_the_eigenvalues() -> None:
+    """Of a start v: the nodes up to one weigh no less, those below it no more, than the eigenvalues do up to there.
+
+    This is the separation theorem of Chebyshev, Markov and Stieltjes. It leaves a step of m nodes off by up to the
+    weight of a node, however many runs are averaged.
+    """
+    hessian = tanh_net_hessian(100)
+    values, vectors = torch.linalg.eigh(hessian)
+    operator = DenseOperator(hessian)
+    for k, run in enumerate(runs_of(operator, 3, 40)):
+        weights = (vectors.T @ random_signs(0, "density", k, operator)).square() / 629
+        exact = distribution(values, weights)(run.nodes)
+        up_to = run.weights.cumsum(0)
+        assert (exact <= up_to + 1e-9).all()
+        assert (exact >= up_to - run.weights - 1e-9).all()
+
+
+def test_distance_to_the_whole_spectrum() -> None:
+    """20 runs of 100 steps against all 629 eigenvalues: by area, by height, and by height beside the steep part.
+
+    The largest difference in height lies in the cluster around zero, which a handful of nodes, each of a weight of up
+    to .12, stands for. It is the quadrature's: a start with equal weight on every eigenvector, free of chance, is off
+    by .067 (100 samples) and .082 (400), and 200 runs by .053 and .064. So it may or may not stay below .06 with the
+    network; the mean of five sets of runs does with 100 samples. Whatever the network, it is below .06 where x may be
+    off by the half percent of the range that the area between the two allows.
+    """
+    for samples, sets in ((100, 5), (400, 1)):
+        hessian = tanh_net_hessian(samples)
+        values = torch.linalg.eigvalsh(hessian)
+        exact = distribution(values, torch.full_like(values, 1 / 629))
+        span = (values[-1] - values[0]).item()
+        runs = runs_of(DenseOperator(hessian), 20 * sets, 100)
+        areas, heights = [], []
+        for group in (runs[i : i + 20] for i in range(0, len(runs), 20)):
+            nodes = torch.cat([run.nodes for run in group])
+            found = distribution(nodes, torch.cat([run.weights for run in group]) / 20)
+            jumps = torch.cat([nodes, values]).sort().values
+            difference = (found(jumps) - exact(jumps)).abs()
+            areas.append((difference[:-1] * jumps.diff()).sum().item() / span)
+            before = (found(jumps, right=False) - exact(jumps, right=False)).abs()
+            heights.append(torch.maximum(difference, before).max().item())
+            beside = 0.005 * span
+            assert (found(jumps - beside, right=False) - exact(jumps)).max().item() <= 0.06
+            assert (exact(jumps - beside, right=False) - found(jumps)).max().item() <= 0.06
+        assert max(areas) <= 0.005
+        if samples == 100:
+            assert sum(heights) / sets <= 0.06
 
 
 def test_scaling_the_loss_leaves_the_normalised_density() -> None:
