@@ -6,7 +6,7 @@ at its ends.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -48,11 +48,22 @@ class Curve:
         to_bend, to_end = self.bend - self.start, self.end - self.start  # equal ends give the same point everywhere
         return self.start + 2 * t * (1 - t) * to_bend + t**2 * to_end
 
+    def steps(self, ts: Sequence[float]) -> list[float]:
+        """Distances between neighbours of the points ts, in float64.
+
+        theta(s) - theta(t) = 2(s(1-s) - t(1-t)) (M - A) + (s^2 - t^2) (B - A): three inner products give all of them.
+        """
+        to_bend, to_end = self.bend.double() - self.start.double(), self.end.double() - self.start.double()
+        uu, uv, vv = (torch.dot(*pair).item() for pair in ((to_bend, to_bend), (to_bend, to_end), (to_end, to_end)))
+        found = []
+        for t, s in pairwise(ts):
+            x, y = 2 * (s * (1 - s) - t * (1 - t)), s * s - t * t
+            found.append(math.sqrt(max(0.0, x * x * uu + 2 * x * y * uv + y * y * vv)))
+        return found
+
     def length(self, points: int = 101) -> float:
         """Length of the polygon through so many points, in float64."""
-        ts = [i / (points - 1) for i in range(points)]
-        found = [self.at(t).double() for t in ts]
-        return sum((b - a).norm().item() for a, b in pairwise(found))
+        return sum(self.steps([i / (points - 1) for i in range(points)]))
 
     @property
     def chord(self) -> float:
@@ -69,17 +80,34 @@ def first_bend(curve: Curve, space: ParameterSpace, seed: int, share: float = 1e
     return (curve.start + curve.end) / 2 + noise * (share * curve.chord / noise.double().norm().item())
 
 
+@contextmanager
+def batch_statistics(net: nn.Module) -> Iterator[None]:
+    """Inside, normalisations take the statistics of the batch at hand, as in training; afterwards they are as before.
+
+    Everything else, dropout too, stays as it is.
+    """
+    norms = norms_with_statistics(net)
+    kept = [(m.training, {k: v.clone() for k, v in m.named_buffers(recurse=False)}) for m in norms]
+    try:
+        for module in norms:
+            module.train()
+        yield
+    finally:
+        _put_back(norms, kept)
+
+
 def train_bend(frozen: FrozenLoss, curve: Curve, *, steps: int, lr: float, seed: int, momentum: float = 0.9) -> Tensor:
     """M after `steps` of SGD on the mean loss over t, t uniform and in antithetic pairs (t, 1 - t).
 
     The gradient of M is 2t(1-t) times that of L at theta(t), over the whole frozen set; the frozen loss' penalty
-    counts at theta(t). The learning rate falls linearly to zero, so that the noise of t dies out.
+    counts at theta(t). Where there are running statistics, they mean nothing here, and each micro-batch is normalised
+    by its own, as in training. The learning rate falls linearly to zero, so that the noise of t dies out.
     """
     space = frozen.space
     bend, velocity = curve.bend.clone(), torch.zeros_like(curve.bend)
     ids = torch.arange(steps, device=bend.device)
     draws = keyed_uniform(seed, "curve", ids).tolist()
-    with moved(frozen.net, space) as parameters:
+    with moved(frozen.net, space) as parameters, batch_statistics(frozen.net):
         for step, t in enumerate(draws):
             gradient = torch.zeros_like(bend)
             for point in (t, 1 - t):
@@ -109,7 +137,8 @@ def fresh_statistics(net: nn.Module, batches: Sequence[Tensor]) -> Iterator[None
     norms = norms_with_statistics(net)
     if norms and any(len(inputs) < 2 for inputs in batches):
         raise ConfigError("bn_samples: a batch of one sample has no variance; choose a number that leaves no such rest")
-    kept = [(m.momentum, m.training, {k: v.clone() for k, v in m.named_buffers(recurse=False)}) for m in norms]
+    momenta = [m.momentum for m in norms]
+    kept = [(m.training, {k: v.clone() for k, v in m.named_buffers(recurse=False)}) for m in norms]
     try:
         for module in norms:
             module.reset_running_stats()
@@ -125,20 +154,23 @@ def fresh_statistics(net: nn.Module, batches: Sequence[Tensor]) -> Iterator[None
             module.eval()
         yield
     finally:
-        for module, (momentum, training, buffers) in zip(norms, kept, strict=True):
-            module.momentum, module.training = momentum, training
-            for name, value in buffers.items():
-                module.get_buffer(name).copy_(value)
+        for module, momentum in zip(norms, momenta, strict=True):
+            module.momentum = momentum
+        _put_back(norms, kept)
 
 
-def mixed_buffers(start: State, end: State, t: float) -> State:
-    """(1-t) A + t B of what is floating, A's of what counts; the ends exact."""
-    return {
-        name: (value if t == 0 else end[name] if t == 1 else (1 - t) * value + t * end[name])
-        if value.is_floating_point()
-        else value
-        for name, value in start.items()
-    }
+def _put_back(norms: Sequence[nn.Module], kept: Sequence[tuple[bool, State]]) -> None:
+    for module, (training, buffers) in zip(norms, kept, strict=True):
+        module.training = training
+        for name, value in buffers.items():
+            module.get_buffer(name).copy_(value)
+
+
+def mixed_buffers(start: Mapping[str, Tensor], end: Mapping[str, Tensor], t: float) -> State:
+    """(1-t) A + t B of what is floating; what counts is not averaged but A's; both ends are exact."""
+    if t in (0.0, 1.0):
+        return dict(end if t else start)
+    return {k: (1 - t) * value + t * end[k] if value.is_floating_point() else value for k, value in start.items()}
 
 
 def barrier(losses: Sequence[float], ts: Sequence[float]) -> float:
@@ -155,9 +187,7 @@ def barrier(losses: Sequence[float], ts: Sequence[float]) -> float:
 
 def curve_mean(losses: Sequence[float], curve: Curve, ts: Sequence[float], by_length: bool) -> float:
     """Trapezoid mean of the loss over t, or over the arc length."""
-    points = [curve.at(t).double() for t in ts]
-    pairs = zip(range(len(ts) - 1), range(1, len(ts)), strict=True)
-    steps = [((points[j] - points[i]).norm().item() if by_length else ts[j] - ts[i]) for i, j in pairs]
+    steps = curve.steps(ts) if by_length else [s - t for t, s in pairwise(ts)]
     total = sum(steps)
     weighted = sum(h * (a + b) / 2 for h, a, b in zip(steps, losses, losses[1:], strict=False))
     return weighted / total if total else math.nan

@@ -4,19 +4,23 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from plastiscope.error import ConfigError
+from plastiscope.measure.landscape.memory import Adaptation, is_out_of_memory
+from plastiscope.measure.landscape.shards import Shards, SumOverProcesses
 from plastiscope.measure.landscape.space import ParameterSpace
 from plastiscope.measure.loss import Loss, correct, per_sample_loss
 
 PerSampleLoss = Callable[[Tensor, Tensor], Tensor]
 """Losses [b] of active outputs [b, k] and targets."""
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,9 @@ class FrozenLoss:
         micro_batch: samples in a forward; results depend on it in the last bits only.
         weight_decay: lambda of the penalty on the chosen parameters; it counts in the value, in the gradient, in
             products with the Hessian and in what is measured at a point, but not in the losses of samples.
+        adaptation: what was changed for lack of memory; shared by all copies.
+        shards: where other processes hold further samples, see `sharded`; then whatever is a mean over samples is over
+            all of them, and is asked for by all processes in the same order.
     """
 
     net: nn.Module
@@ -57,6 +64,8 @@ class FrozenLoss:
     space: ParameterSpace
     micro_batch: int = 128
     weight_decay: float = 0.0
+    adaptation: Adaptation = field(default_factory=Adaptation)
+    shards: Shards | None = None
 
     def __post_init__(self) -> None:
         """Refuse a network that changes or is random when it is looked at, and a set without samples."""
@@ -72,7 +81,13 @@ class FrozenLoss:
             raise ConfigError(f"micro_batch={self.micro_batch}: must be 1 or more")
 
     def __len__(self) -> int:
+        """Samples of this process."""
         return len(self.inputs)
+
+    @property
+    def samples(self) -> int:
+        """N, the samples of all processes."""
+        return self.shards.samples if self.shards else len(self)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -92,83 +107,140 @@ class FrozenLoss:
         """The same loss, evaluated so many samples at a time."""
         return replace(self, micro_batch=size)
 
+    def sharded(self, total: SumOverProcesses) -> "FrozenLoss":
+        """The loss over the samples of all processes, of which this one holds its own; all of them call this.
+
+        Args:
+            total: sum of a tensor over the processes.
+        """
+        count = total(torch.tensor([len(self)], dtype=torch.float64, device=self.inputs.device))
+        return replace(self, shards=Shards(int(count.item()), total))
+
+    def alone(self) -> "FrozenLoss":
+        """The loss over the samples of this process, which waits for no other."""
+        return replace(self, shards=None)
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a forward: `micro_batch`, or fewer where there are or memory has room for fewer."""
+        return min(self.micro_batch, len(self), self.adaptation.largest or self.micro_batch)
+
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The samples in their order, `micro_batch` at a time, the last batch ragged."""
-        return zip(self.inputs.split(self.micro_batch), self.targets.split(self.micro_batch), strict=True)
+        """The samples in their order, `batch_size` at a time, the last batch ragged."""
+        return zip(self.inputs.split(self.batch_size), self.targets.split(self.batch_size), strict=True)
+
+    def halve(self) -> bool:
+        """Take half as many samples at a time from now on, and note it; False if that cannot be.
+
+        It cannot where one sample is taken already, or the samples of a batch depend on each other.
+        """
+        size = self.batch_size
+        if size == 1 or self.coupling_modules:
+            return False
+        self.adaptation.largest = size // 2
+        self.adaptation.notes.append(f"out of memory: micro-batches of {size} became {size // 2}")
+        return True
+
+    def fitting(self, work: Callable[[], Found]) -> Found:
+        """Do `work` over the batches; where memory ends, begin it again with half as many samples at a time."""
+        while True:
+            try:
+                return work()
+            except RuntimeError as error:
+                if not (is_out_of_memory(error) and self.halve()):
+                    raise
+
+    def outputs(self, inputs: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Active outputs of one batch, differentiable; at `parameters` by name instead of the live ones."""
+        if parameters is None:
+            found = self.net(inputs)
+        else:
+            found = torch.func.functional_call(self.net, dict(parameters), (inputs,))
+        return found[:, : self.active_outputs]
+
+    def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each sample [b] from active outputs."""
+        if isinstance(self.loss, Loss):
+            return per_sample_loss(self.loss, outputs, targets)
+        return self.loss(outputs, targets)
 
     def sum_of(self, inputs: Tensor, targets: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
         """Summed loss of one batch, differentiable; at `parameters` by name instead of the live ones."""
-        if parameters is None:
-            outputs = self.net(inputs)
-        else:
-            outputs = torch.func.functional_call(self.net, dict(parameters), (inputs,))
-        return self._per_sample(outputs[:, : self.active_outputs], targets).sum()
+        return self.per_sample(self.outputs(inputs, parameters), targets).sum()
 
     @torch.no_grad()
     def losses(self) -> Tensor:
-        """Loss of each sample float64 [n] at the live parameters, without the penalty."""
-        return torch.cat([self._per_sample(self._outputs(x), y).double() for x, y in self.batches()])
+        """Loss of each sample of this process, float64 [n], at the live parameters, without the penalty."""
+        return self.fitting(
+            lambda: torch.cat([self.per_sample(self.outputs(x), y).double() for x, y in self.batches()])
+        )
 
     def value(self) -> Tensor:
         """L at the live parameters, float64 scalar on the device: no wait for the host."""
-        return self._mean(self.losses())
+        return self._total(self.losses().sum()) / self.samples + self._penalty()
 
     @torch.no_grad()
     def measure(self) -> Point:
         """Loss, its standard error and the accuracy at the live parameters, from one pass."""
-        losses, hits = [], []
-        for x, y in self.batches():
-            outputs = self._outputs(x)
-            losses.append(self._per_sample(outputs, y).double())
-            hits.append(correct(self.loss, outputs, y) if isinstance(self.loss, Loss) else None)
-        all_losses = torch.cat(losses)
-        error = all_losses.std(correction=1).item() / math.sqrt(len(self)) if len(self) > 1 else math.nan
-        right = [hit for hit in hits if hit is not None]
-        return Point(
-            self._mean(all_losses).item(), error, torch.cat(right).double().mean().item() if right else math.nan
-        )
+        losses, hits = self.fitting(self._losses_and_hits)
+        loss, right = self._total(torch.stack([losses.sum(), hits.sum()])) / self.samples
+        squares = self._total((losses - loss).square().sum()).item()
+        error = math.sqrt(squares / (self.samples - 1) / self.samples) if self.samples > 1 else math.nan
+        return Point((loss + self._penalty()).item(), error, right.item())
 
     def gradient(self) -> Tensor:
         """Gradient of L over the chosen parameters, [D] in their dtype; `.grad` is not touched."""
-        total = [torch.zeros_like(p) for p in self.parameters]
-        for grads in self._gradients():
-            for sum_, grad in zip(total, grads, strict=True):
-                if grad is not None:
-                    sum_ += grad
-        flat = self.space.flat(total) / len(self)
+        flat = self._total(self.fitting(self._summed_gradient)) / self.samples
         return flat + self.weight_decay * self.space.values(self.net) if self.weight_decay else flat
 
     def without_influence(self) -> tuple[str, ...]:
         """Chosen parameters that the losses of the samples do not depend on; their derivatives are zeros."""
-        used = [False] * len(self.space.names)
-        for grads in self._gradients():
-            used = [before or grad is not None for before, grad in zip(used, grads, strict=True)]
-        return tuple(name for name, is_used in zip(self.space.names, used, strict=True) if not is_used)
+
+        def used() -> Tensor:
+            found = torch.zeros(len(self.space.names), device=self.inputs.device)
+            for grads in self._gradients():
+                found += torch.tensor([grad is not None for grad in grads], device=found.device)
+            return found
+
+        times = self._total(self.fitting(used)).tolist()
+        return tuple(name for name, count in zip(self.space.names, times, strict=True) if not count)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of inputs and targets."""
+        """SHA-256 of inputs and targets of this process."""
         digest = hashlib.sha256()
         for tensor in (self.inputs, self.targets):
             digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
         return digest.hexdigest()
 
-    def _outputs(self, inputs: Tensor) -> Tensor:
-        return self.net(inputs)[:, : self.active_outputs]
-
-    def _per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if isinstance(self.loss, Loss):
-            return per_sample_loss(self.loss, outputs, targets)
-        return self.loss(outputs, targets)
+    def _total(self, sums: Tensor) -> Tensor:
+        """What this process has summed over its samples, over all processes."""
+        return self.shards.total(sums) if self.shards else sums
 
     @torch.no_grad()
-    def _mean(self, losses: Tensor) -> Tensor:
-        """Mean of the samples' losses and the penalty."""
-        mean = losses.sum() / len(self)
+    def _penalty(self) -> Tensor | float:
+        """(lambda / 2) ||theta||^2."""
         if not self.weight_decay:
-            return mean
-        norms = torch.stack([p.double().square().sum() for p in self.parameters])
-        return mean + 0.5 * self.weight_decay * norms.sum()
+            return 0.0
+        return 0.5 * self.weight_decay * torch.stack([p.double().square().sum() for p in self.parameters]).sum()
+
+    def _losses_and_hits(self) -> tuple[Tensor, Tensor]:
+        """Loss of each sample, and whether it is classified rightly (NaN of regression), float64 [n]."""
+        losses, hits = [], []
+        for x, y in self.batches():
+            outputs = self.outputs(x)
+            losses.append(self.per_sample(outputs, y).double())
+            hit = correct(self.loss, outputs, y) if isinstance(self.loss, Loss) else None
+            hits.append(torch.full_like(losses[-1], math.nan) if hit is None else hit.double())
+        return torch.cat(losses), torch.cat(hits)
+
+    def _summed_gradient(self) -> Tensor:
+        total = [torch.zeros_like(p) for p in self.parameters]
+        for grads in self._gradients():
+            pairs = [(sum_, grad) for sum_, grad in zip(total, grads, strict=True) if grad is not None]
+            if pairs:
+                torch._foreach_add_([sum_ for sum_, _ in pairs], [grad for _, grad in pairs])
+        return self.space.flat(total)
 
     def _gradients(self) -> Iterator[Sequence[Tensor | None]]:
         """Gradient of each micro-batch's summed loss; None where there is no influence."""

@@ -51,10 +51,10 @@ class Plane:
         """
         frozen, space = self.frozen, self.frozen.space
         at = at or frozen.value
-        first, second = space.parts(self.first), space.parts(self.second)
         a = self.a[i].item()
         found = []
         with torch.no_grad(), moved(frozen.net, space) as parameters:
+            first, second = (laid_out_as(parameters, space.parts(d)) for d in (self.first, self.second))
             base = [p.add(d, alpha=a) if a else p.clone() for p, d in zip(parameters, first, strict=True)]
             for j in range(len(self.b)) if columns is None else columns:
                 b = self.b[j].item()
@@ -63,9 +63,19 @@ class Plane:
                 found.append(at())
         return torch.stack(found)
 
+    def point(self, a: float, b: float) -> Tensor:
+        """What the loss is at one place of the plane, on the grid or off it, float64 scalar."""
+        here = Plane(self.frozen, self.first, self.second, torch.tensor([a]).double(), torch.tensor([b]).double())
+        return here.row(0)[0]
+
     def losses(self) -> Tensor:
         """Loss at every cell, float64 [rows, columns]; what is not finite stays as it is."""
         return torch.stack([self.row(i) for i in range(len(self.a))]).cpu()
+
+
+def laid_out_as(parameters: Sequence[Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
+    """The parts with the parameters' order in memory (channels last), so that sums of both run through both in step."""
+    return [torch.empty_like(p).copy_(d) for p, d in zip(parameters, parts, strict=True)]
 
 
 class Ascent(Enum):
@@ -77,19 +87,28 @@ class Ascent(Enum):
     """rho t^2 g / ||t g||, scaled by t = |theta| twice (Kwon et al. 2021, ASAM)."""
 
 
-def robust_loss(frozen: FrozenLoss, rho: float, kind: Ascent = Ascent.plain, steps: int = 1) -> Tensor:
+def robust_loss(
+    frozen: FrozenLoss, rho: float, kind: Ascent = Ascent.plain, steps: int = 1, here: Tensor | None = None
+) -> Tensor:
     """(L_rho, L, ||g||), float64 [3], at the live parameters, which are as before afterwards.
 
     L_rho(theta) = L(theta + rho g / (||g|| + 1e-12)), g the full gradient over the chosen parameters (Foret et al.
     2021): a lower bound of the maximum over the ball. With more steps the radius is divided among them, and the
     gradient is taken anew at each. Where g = 0 the point does not move, and L_rho = L says nothing of the ball.
 
+    Args:
+        frozen: the loss.
+        rho: radius.
+        kind: of the ascent.
+        steps: of the ascent.
+        here: L at the live parameters, where it is known; saves a forward.
+
     Raises:
         ConfigError: rho is negative or not finite, or there is no step.
     """
     if not (rho >= 0 and math.isfinite(rho)) or steps < 1:
         raise ConfigError(f"rho={rho}, steps={steps}: rho must be 0 or more and finite, steps 1 or more")
-    gradient, here = frozen.gradient(), frozen.value()
+    gradient, here = frozen.gradient(), frozen.value() if here is None else here
     norm = gradient.double().norm()
     if not rho:
         return torch.stack([here, here, norm])
