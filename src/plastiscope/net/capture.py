@@ -112,13 +112,14 @@ def watch(net: nn.Module, modules: Mapping[str, nn.Module], functions: bool, rec
 
 
 @contextmanager
-def capture(net: nn.Module, sites: Iterable[Site], receive: Receive) -> Iterator[None]:
+def capture(net: nn.Module, sites: Iterable[Site], receive: Receive, detached: bool = True) -> Iterator[None]:
     """Inside, every forward of `net` calls `receive(site, feature)` once for each site, in order of execution.
 
     Args:
         net: unwrapped network, in the mode the caller wants.
         sites: of the features wanted.
-        receive: reduces the feature, detached, at once and keeps no reference; see `units.by_unit` for its axes.
+        receive: reduces the feature at once and keeps no reference; see `units.by_unit` for its axes.
+        detached: hand the feature over without its derivatives.
 
     Raises:
         ConfigError: when a site does not exist, or did not fire in a forward.
@@ -133,7 +134,7 @@ def capture(net: nn.Module, sites: Iterable[Site], receive: Receive) -> Iterator
     def filtered(site: Site, output: Tensor) -> None:
         if site in wanted:
             fired.add(site)
-            receive(site, output.detach())
+            receive(site, output.detach() if detached else output)
 
     def check(*_: object) -> None:
         silent = sorted(map(str, wanted - fired))
@@ -182,3 +183,31 @@ def features(
     with torch.no_grad(), capture(net, by_site, receive):
         net(inputs)
     return {layer.name: reduced[layer.name] for layer in layers}
+
+
+def differentiable_features(
+    net: nn.Module, layers: Sequence[Layer], outputs: str
+) -> Callable[[Tensor], dict[str, Tensor]]:
+    """Features of layers and the outputs of the network as a function of inputs [b, ...], for derivatives by these.
+
+    Args:
+        net: unwrapped network; the caller sets the mode.
+        layers: of the unit description.
+        outputs: name of the network's outputs among the features.
+
+    Returns:
+        A function that gives copies of the features as they appear, by layer name in the order of `layers`.
+    """
+    by_site = {layer.site: layer.name for layer in layers}
+
+    def features_of(inputs: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+
+        def receive(site: Site, feature: Tensor) -> None:
+            found[by_site[site]] = feature.clone()
+
+        with capture(net, by_site, receive, detached=False):
+            found[outputs] = net(inputs)
+        return {name: found[name] for name in (*by_site.values(), outputs)}
+
+    return features_of
