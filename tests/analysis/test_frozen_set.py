@@ -19,7 +19,7 @@ REGRESSION = ("analysis=[]", "data=arrays", "task_shift_mode=none", "num_tasks=1
 
 
 def samples_of(labels: list[int] | None, n: int, ids: torch.Tensor | None = None) -> Samples:
-    """n samples whose inputs are their ids."""
+    """Samples whose inputs are their ids."""
     ids = torch.arange(n) * 7 + 3 if ids is None else ids
     classes = torch.empty(n, 0, dtype=torch.int64) if labels is None else torch.tensor(labels)
     return Samples(
