@@ -25,22 +25,19 @@ Several processes walk together: the first one does everything, the others only 
 which per-sample scores are shared out.
 """
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from plastiscope.error import ConfigError, RunError, require
 from plastiscope.event import Callback, Numbers, undisturbed
 from plastiscope.formats.checkpoints import CheckpointFolder, Layout, Wanted, find_checkpoints, fit
 from plastiscope.learner.learner import Learner
 from plastiscope.loop import Loop, is_evaluated
+from plastiscope.run.snapshots import digest
 
 
 class Share(Enum):
@@ -339,12 +336,3 @@ class Replay(Loop):
         self.position, self.last_row = state["position"], state["last_row"]
         self.task_begin_row = state["task_begin_row"]
         self._load_callbacks(state["callbacks"])
-
-
-def digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and values of a state dict."""
-    found = hashlib.sha256()
-    for name, tensor in state.items():
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()

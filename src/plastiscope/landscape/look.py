@@ -1,6 +1,5 @@
 """What is looked at, and what the parts of one look share: the frozen loss, the operator, the eigenpairs."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from plastiscope.measure.landscape.operator import Backend, HessianOperator
 from plastiscope.measure.landscape.preserved import landscape_of
 from plastiscope.measure.loss import Loss
 from plastiscope.run.processes import Processes
+from plastiscope.run.snapshots import digest
 
 State = Mapping[str, Tensor]
 Numbers = dict[str, float]
@@ -51,7 +51,8 @@ class Landscape:
         training_inputs: for running statistics along the curves; None = the frozen set.
         training_batch: samples in a batch of the training, for the same.
         processes: who shares the work.
-        about: facts for the record: ids of the samples, task, name of the network, ...
+        ids: of the samples, for the record.
+        about: facts for the record: task, name of the network, ...
     """
 
     net: nn.Module
@@ -70,6 +71,7 @@ class Landscape:
     training_inputs: Tensor | None = None
     training_batch: int = 64
     processes: Processes = field(default_factory=Processes)
+    ids: Tensor | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -141,22 +143,13 @@ def opened(landscape: Landscape) -> Iterator[Look]:
         weight_decay=decay,
     ) as frozen:
         identity = {
-            "weights": digest(landscape.net),
+            "weights": digest(landscape.net.state_dict()),
             "data": frozen.fingerprint,
             "settings": described(settings),
             "seed": landscape.seed,
         }
         work = Work(landscape.folder, identity, landscape.processes)
         yield Look(landscape, settings, frozen, work, micro_batch=frozen.micro_batch)
-
-
-def digest(net: nn.Module) -> str:
-    """SHA-256 of a network's parameters and buffers."""
-    found = hashlib.sha256()
-    for name, value in net.state_dict().items():
-        found.update(name.encode())
-        found.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
-    return found.hexdigest()
 
 
 def _outputs(landscape: Landscape) -> int:

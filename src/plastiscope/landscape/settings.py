@@ -68,7 +68,7 @@ class Endpoints(Enum):
 
     previous_task = "previous_task"
     run = "run"
-    """The last weights of another run, `mode_connectivity.run`."""
+    """The weights of another run after as many epochs, `mode_connectivity.run`."""
 
 
 @dataclass(kw_only=True)
@@ -282,6 +282,11 @@ class LandscapeSettings:
     def __post_init__(self) -> None:
         """Check what is no range of a block."""
         require(self.dtype in ("float32", "float64"), "dtype", self.dtype, "must be float32 or float64")
+
+    @property
+    def enables_something(self) -> bool:
+        """Whether there is anything to compute."""
+        return self.enable_planes or self.enable_spectrum or self.enable_sam or self.enable_mode_connectivity
 
 
 SIZES: dict[Profile, dict[str, int]] = {

@@ -7,8 +7,11 @@ from plastiscope.landscape.spectrum import look_at_spectrum
 from plastiscope.run.storage import write_json
 
 
-def analyse(landscape: Landscape) -> Numbers:
-    """All that the settings enable, into `landscape.folder`; returns the numbers by key."""
+def analyse(landscape: Landscape, *, keep_parts: bool = False) -> Numbers:
+    """All that the settings enable, into `landscape.folder`; returns the numbers by key.
+
+    With `keep_parts` the finished parts stay, so that the same call finds them again.
+    """
     numbers: Numbers = {}
     with opened(landscape) as look:
         if look.settings.enable_spectrum:
@@ -28,5 +31,6 @@ def analyse(landscape: Landscape) -> Numbers:
                 **landscape.about,
             }
             write_json(landscape.folder / "summary.json", summary)
-        look.work.finish()
+        if not keep_parts:
+            look.work.finish()
     return numbers

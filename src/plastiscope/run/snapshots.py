@@ -1,5 +1,7 @@
 """Snapshots: the weights at initialisation, at task ends, and every n epochs on request; never overwritten."""
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -67,3 +69,12 @@ class Snapshots:
         for epochs in self.epochs():
             if epochs > epochs_completed:
                 self.remove(epochs)
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values of a state dict."""
+    found = hashlib.sha256()
+    for name, tensor in state.items():
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

@@ -1,0 +1,208 @@
+"""Loss landscape analysis: the landscape around the weights at the beginning and at the end of each task.
+
+What is computed and written is `plastiscope.landscape`'s; here a task gives it a network, a loss and data. The samples
+are drawn once per look, after the task's shift, with the evaluation transform, and copied, so the landscape does not
+move under the look. Numbers keep their published names under pre_training/ and post_training/.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plastiscope.analysis.analysis import Analysis
+from plastiscope.analysis.frozen_set import FrozenSet, frozen_set
+from plastiscope.error import ConfigError
+from plastiscope.event import Context, Numbers
+from plastiscope.landscape.look import Landscape, SavedPoint, State
+from plastiscope.landscape.settings import Endpoints, LandscapeSettings, filled
+from plastiscope.landscape.study import analyse
+from plastiscope.run.snapshots import Snapshots
+from plastiscope.run.storage import write_by
+from plastiscope.task_shift_mode.task import NewHead
+
+
+class When(Enum):
+    """At which weights of a task."""
+
+    pre = "pre"
+    """As the task begins: the shift has happened, nothing is trained yet."""
+    post = "post"
+    """At the task's end, those that were selected."""
+    both = "both"
+
+
+@dataclass(kw_only=True)
+class Lla(LandscapeSettings, Analysis):
+    """Planes, spectrum, robust surface and mode connectivity of each task's loss."""
+
+    when: When = When.post
+    """At which weights of a task; numbers of its beginning are in the row of its end, and at once in summary.json."""
+
+    name = "lla"
+    shared_events = ("on_task_begin", "on_task_end")
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        LandscapeSettings.__post_init__(self)
+        Analysis.__post_init__(self)
+
+    def on_task_begin(self, context: Context) -> Numbers:
+        """Scratch of earlier tasks goes; the first point of the path; the look before training."""
+        _clear(context, context.task_idx)
+        self._keep_point(context, 0)
+        return self._look(context, When.pre) if self.when is not When.post else {}
+
+    def on_epoch_end(self, context: Context) -> None:
+        """A point of the path."""
+        self._keep_point(context, context.epoch + 1)
+
+    def on_task_end(self, context: Context) -> Numbers:
+        """The look after training."""
+        return self._look(context, When.post) if self.when is not When.pre else {}
+
+    def on_run_end(self, context: Context) -> None:
+        """Scratch of the last task goes."""
+        _clear(context, context.task_idx + 1)
+
+    def _look(self, context: Context, when: When) -> Numbers:
+        """The numbers of one look, with their published prefix."""
+        if not self.enables_something or not self.is_due(context.task_idx + 1):
+            return {}
+        phase = f"{when.value}_training"
+        numbers = analyse(self._landscape(context, when, context.folder(self.name) / phase), keep_parts=True)
+        return {f"{phase}/{key}": value for key, value in numbers.items()}
+
+    def _landscape(self, context: Context, when: When, folder: Path) -> Landscape:
+        """Network, loss and data of the task, as they are now."""
+        settings = filled(LandscapeSettings(**{f.name: getattr(self, f.name) for f in fields(LandscapeSettings)}))
+        data, connectivity = settings.evaluation_data, settings.mode_connectivity
+        assert data.num_samples is not None
+
+        def draw(num_samples: int, split: str) -> FrozenSet:
+            return frozen_set(context, num_samples=num_samples, seed=data.fixed_eval_seed, split=split)
+
+        found = draw(data.num_samples, data.split.value)
+        is_connected = settings.enable_mode_connectivity
+        start, why_none = self._start(context) if is_connected else (None, "")
+        test = draw(data.num_samples, "test") if is_connected else None
+        return Landscape(
+            net=context.net,
+            inputs=found.inputs,
+            targets=found.targets,
+            ids=found.ids,
+            loss=found.loss,
+            active_outputs=found.active_outputs,
+            folder=folder,
+            settings=settings,
+            seed=context.seed,
+            weight_decay=_weight_decay(context.optimizer) if settings.loss.include_weight_decay else 0.0,
+            path=self._path(context) if when is When.post and self._wants_path else (),
+            start=start,
+            without_start=why_none,
+            test=None if test is None else (test.inputs, test.targets),
+            training_inputs=draw(connectivity.bn_samples, "train").inputs if is_connected else None,
+            training_batch=context.batch_size,
+            processes=context.processes,
+            about=_about(context, found, data.split.value),
+        )
+
+    @property
+    def _wants_path(self) -> bool:
+        return self.enable_planes and self.planes.include_trajectory and self.when is not When.pre
+
+    def _keep_point(self, context: Context, epochs: int) -> None:
+        """Keep the weights after so many epochs of the task, if they are a point of the path of a training."""
+        is_wanted = self._wants_path and not context.is_replay and self.is_due(context.task_idx + 1)
+        if is_wanted and epochs in spread(range(context.epochs), self.planes.max_checkpoints):
+            place = context.folder(self.name) / "trajectory"
+            place.mkdir(exist_ok=True)
+            state = {name: tensor.detach().cpu().contiguous() for name, tensor in context.net.state_dict().items()}
+            write_by(_point(place, epochs), lambda file: torch.save(state, file))
+
+    def _path(self, context: Context) -> list[SavedPoint]:
+        """Weights on the task's way, oldest first: those kept in training, in a replay those that are walked."""
+        first = context.task_idx * context.epochs
+        if context.is_replay:
+            walked = [e for e in context.epochs_of_task() if e < context.epochs_completed]
+            if first > 0 and first in context.snapshots.epochs() and _keeps_outputs(context):
+                walked = [first, *walked]
+            chosen = spread(walked, self.planes.max_checkpoints)
+            return [SavedPoint(f"epoch {e}", partial(context.snapshots.load, e)) for e in chosen]
+        place = context.folder(self.name) / "trajectory"
+        there = [e for e in spread(range(context.epochs), self.planes.max_checkpoints) if _point(place, e).exists()]
+        return [SavedPoint(f"epoch {first + e}", _loader(_point(place, e))) for e in there]
+
+    def _start(self, context: Context) -> tuple[SavedPoint | None, str]:
+        """The other end of the curves, or why there is none."""
+        settings = self.mode_connectivity
+        if settings.endpoints is Endpoints.run:
+            saved, epochs = Snapshots(Path(str(settings.run)) / "snapshots"), context.epochs_completed
+            if epochs not in saved.epochs():
+                there = ", ".join(map(str, saved.epochs())) or "none"
+                return None, f"{saved.folder} has no weights after {epochs} epochs; there are: {there}"
+            return SavedPoint(f"epoch {epochs} of {settings.run}", partial(saved.load, epochs)), ""
+        before = context.task_idx * context.epochs
+        if context.task_idx == 0:
+            return None, "the first task has no task before it"
+        if not _keeps_outputs(context):
+            return None, "the head was made anew as the task began, so the outputs before mean nothing in it"
+        if before not in context.snapshots.epochs():
+            return None, f"the weights at the end of the task before, after {before} epochs, were not saved"
+        return SavedPoint(f"epoch {before}", partial(context.snapshots.load, before)), ""
+
+
+def spread(among: Sequence[int], at_most: int) -> list[int]:
+    """At most so many of `among`, from the first on at equal distances, rounded down."""
+    n = len(among)
+    return [among[i * n // at_most] for i in range(at_most)] if n > at_most else list(among)
+
+
+def _keeps_outputs(context: Context) -> bool:
+    """Whether the outputs of the task before still mean the same."""
+    return not context.learner_resets_head and context.current_task.new_head is NewHead.keep
+
+
+def _weight_decay(optimizer: torch.optim.Optimizer) -> float:
+    found = {float(group.get("weight_decay", 0.0)) for group in optimizer.param_groups}
+    if len(found) > 1:
+        raise ConfigError(f"loss.include_weight_decay=true: there are several weight decays, {sorted(found)}")
+    return found.pop()
+
+
+def _about(context: Context, found: FrozenSet, split: str) -> dict[str, Any]:
+    """Facts of the task, for the record."""
+    return {
+        "task_idx": context.task_idx,
+        "epochs_completed": context.epochs_completed,
+        "arch": context.arch,
+        "split": split,
+        "classes": list(found.classes),
+        "active_outputs": found.active_outputs,
+        "notes": [found.note] if found.note else [],
+    }
+
+
+def _point(place: Path, epochs: int) -> Path:
+    return place / f"epoch_{epochs:06d}.pt"
+
+
+def _loader(path: Path) -> Callable[[], State]:
+    def load() -> dict[str, Tensor]:
+        return torch.load(path, weights_only=True, map_location="cpu")
+
+    return load
+
+
+def _clear(context: Context, tasks: int) -> None:
+    """Remove what the looks of the first so many tasks leave until a checkpoint is behind them: parts, points."""
+    for k in range(tasks if context.processes.is_first else 0):
+        place = context.run_folder / f"task_{k:04d}_{context.arch}" / "lla"
+        for scratch in (place / "trajectory", *place.glob("*_training/parts")):
+            shutil.rmtree(scratch, ignore_errors=True)
