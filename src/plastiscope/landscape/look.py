@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plastiscope.landscape import eigenvectors
 from plastiscope.landscape.settings import BackendChoice, LandscapeSettings, described, filled
 from plastiscope.landscape.work import Work
+from plastiscope.measure.landscape.eigenpairs import Eigenpairs
 from plastiscope.measure.landscape.frozen import FrozenLoss, PerSampleLoss
 from plastiscope.measure.landscape.operator import Backend, HessianOperator
 from plastiscope.measure.landscape.preserved import landscape_of
@@ -86,6 +88,7 @@ class Look:
         work: shared pieces, files, seconds.
         facts: for summary.json: what was chosen, cut and warned of.
         micro_batch: of planes and curves.
+        products: with the Hessian, counted whoever computed them.
     """
 
     landscape: Landscape
@@ -94,6 +97,7 @@ class Look:
     work: Work
     facts: dict[str, Any] = field(default_factory=dict)
     micro_batch: int = 128
+    products: int = 0
 
     @property
     def seed(self) -> int:
@@ -111,6 +115,25 @@ class Look:
         choice = self.settings.spectrum.backend
         backend = Backend.rebuilt if choice is BackendChoice.auto else Backend(choice.value)
         return HessianOperator(self.frozen, backend)
+
+    @cached_property
+    def eigenpairs(self) -> Eigenpairs:
+        """The extreme pairs that spectrum and planes need, top ones first; one process computes them."""
+        part = self.work.once("eigenpairs", lambda: eigenvectors.compute(self.operator, self.settings, self.seed))
+        pairs = eigenvectors.restored(part, self.weights.device)
+        self.products += pairs.products
+        return pairs
+
+    def eigenvectors(self) -> tuple[Tensor, Tensor, Tensor, bool]:
+        """Values float64 [n], unit rows [n, D], residuals float64 [n], and whether the first two span a unique plane.
+
+        Those at the top come first, in their order, then the smallest ones, descending.
+
+        Raises:
+            NonFiniteProduct: there is no spectrum here; in every process.
+        """
+        pairs = self.eigenpairs
+        return pairs.values, pairs.vectors, pairs.residuals, pairs.is_plane_unique
 
     def common(self) -> dict[str, Any]:
         """What every result's record carries."""
