@@ -63,10 +63,10 @@ class Plane:
                 found.append(at())
         return torch.stack(found)
 
-    def point(self, a: float, b: float) -> Tensor:
-        """What the loss is at one place of the plane, on the grid or off it, float64 scalar."""
-        here = Plane(self.frozen, self.first, self.second, torch.tensor([a]).double(), torch.tensor([b]).double())
-        return here.row(0)[0]
+    def point(self, a: float, b: float, at: Callable[[], Tensor] | None = None) -> Tensor:
+        """What `at` gives at one place of the plane, on the grid or off it; the loss by default."""
+        places = (torch.tensor([place], dtype=torch.float64) for place in (a, b))
+        return Plane(self.frozen, self.first, self.second, *places).row(0, at)[0]
 
     def losses(self) -> Tensor:
         """Loss at every cell, float64 [rows, columns]; what is not finite stays as it is."""
