@@ -9,10 +9,12 @@ a killed process had done stays, and the next start computes only what is missin
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
 import numpy as np
@@ -20,6 +22,9 @@ import numpy.typing as npt
 
 from plastiscope.error import RunError
 from plastiscope.run.storage import write_by
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Part = dict[str, npt.NDArray]
 """Arrays by name."""
@@ -59,8 +64,29 @@ class Processes:
             return
         import torch.distributed
 
-        try:
+        with self._told_of_the_others():
             torch.distributed.barrier()
+
+    def sum(self, tensor: "Tensor") -> "Tensor":
+        """The sum of a tensor over all processes, the same bits on each; all of them call this.
+
+        Raises:
+            RunError: one of them has stopped.
+        """
+        if self.world == 1 or self.is_ahead:
+            return tensor
+        import torch.distributed
+
+        found = tensor.detach().cpu().clone()
+        with self._told_of_the_others():
+            torch.distributed.all_reduce(found)
+        return found.to(tensor.device)
+
+    @contextmanager
+    def _told_of_the_others(self) -> Iterator[None]:
+        """Around what waits for other processes."""
+        try:
+            yield
         except RuntimeError as error:
             raise RunError(
                 f"process {self.rank} of {self.world}: another process stopped, its own message says why "

@@ -243,12 +243,12 @@ def test_out_of_memory_halves_the_micro_batch_and_says_so(backend: Backend) -> N
     frozen = frozen_loss(net, torch.randn(20, 4, dtype=DOUBLE), torch.randint(0, 3, (20,)), 3)
     operator = HessianOperator(frozen, backend)
     found = matrix_of(operator)
-    assert operator.frozen.micro_batch == 5
+    assert operator.frozen.batch_size == 5
     assert "micro-batches of 20 became 10" in operator.notes[-2]
     assert operator.count == 15
     net.most = 20
     assert (found - exact_hessian(frozen)).abs().max() <= 1e-13
-    net.most = 8
+    net.most = 4
     with pytest.raises(torch.OutOfMemoryError):
         HessianOperator(frozen, backend, adapts=False).products(torch.ones(1, 15, dtype=DOUBLE))
     net.most = 0
@@ -272,7 +272,7 @@ def test_kept_graphs_are_let_go_first() -> None:
     found = matrix_of(operator)
     assert operator.backend is Backend.rebuilt
     assert operator.notes == ["out of memory: retained became rebuilt"]
-    assert operator.frozen.micro_batch == 10
+    assert operator.frozen.batch_size == 10
     assert (found - exact_hessian(frozen)).abs().max() <= 1e-13
 
 

@@ -6,14 +6,14 @@ missed, some exact eigenvalue lies within its residual of every value (Parlett, 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
 from torch import Tensor
 
 from plastiscope.error import ConfigError
-from plastiscope.measure.landscape.krylov import Lanczos
+from plastiscope.measure.landscape.krylov import Lanczos, vectors_that_fit
 from plastiscope.measure.landscape.operator import SymmetricOperator
 
 STEPS_BETWEEN_LOOKS = 10
@@ -48,6 +48,7 @@ class Eigenpairs:
         steps: Lanczos steps taken.
         products: cost: the steps, and one for each residual.
         orthogonality_error: of the basis.
+        notes: what was changed for lack of memory, in words.
     """
 
     values: Tensor
@@ -61,6 +62,7 @@ class Eigenpairs:
     steps: int
     products: int
     orthogonality_error: float
+    notes: tuple[str, ...] = ()
 
     @property
     def top(self) -> Tensor:
@@ -87,6 +89,7 @@ def extreme_eigenpairs(
     tol: float = 1e-3,
     max_steps: int | None = None,
     max_vectors: int | None = None,
+    memory: int | None = None,
     order: Order = Order.algebraic,
 ) -> Eigenpairs:
     """The `top` first and `bottom` smallest eigenpairs by one Lanczos process.
@@ -102,7 +105,9 @@ def extreme_eigenpairs(
         seed: of the start.
         tol: relative to the largest magnitude.
         max_steps: Lanczos steps at most; 10 (top + bottom) + 20 by default, and never fewer than are wanted.
-        max_vectors: vectors in memory at most, four more than are wanted or more; `max_steps` by default.
+        max_vectors: vectors in memory at most, four more than are wanted or more; by default `max_steps`, or as many
+            as `memory` holds.
+        memory: bytes that they may take; None = a share of what is free.
         order: which are the top ones.
 
     Raises:
@@ -113,13 +118,15 @@ def extreme_eigenpairs(
         raise ConfigError(f"top={top} and bottom={bottom} eigenpairs: must be 0 or more, and one at least")
     search = _Search(min(top, dimension), min(bottom, dimension - min(top, dimension)), order)
     limit = max(search.wanted, max_steps or 10 * search.wanted + 20)
-    capacity = min(max_vectors or limit, limit, dimension)
-    if capacity < min(search.wanted + 4, limit, dimension):
+    most, least = min(limit, dimension), min(search.wanted + 4, limit, dimension)
+    capacity = min(max_vectors or max(least, vectors_that_fit(operator, memory)), most)
+    if capacity < least:
         raise ConfigError(f"max_vectors={max_vectors}: must be four more than the {search.wanted} eigenpairs, or more")
+    restarts = f"memory for {capacity} vectors of {dimension} weights, fewer than {most}: the search restarts"
     start = operator.space.normals(seed, "lanczos", 0, operator.device).to(operator.dtype)
     process = Lanczos(operator, start, capacity)
     _run(process, search, limit, tol, seed)
-    return _pairs(process, search, tol)
+    return replace(_pairs(process, search, tol), notes=(restarts,) if capacity < most and not max_vectors else ())
 
 
 @dataclass(frozen=True)

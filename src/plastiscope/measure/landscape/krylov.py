@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from plastiscope.error import RunError
+from plastiscope.measure.landscape.memory import budget, gigabytes
 from plastiscope.measure.landscape.operator import SymmetricOperator
 
 
@@ -124,9 +126,36 @@ def dots(basis: Tensor, vector: Tensor) -> Tensor:
     return torch.cat([rows.double() @ wide for rows in basis.split(16)]).cpu()
 
 
-def krylov(operator: SymmetricOperator, start: Tensor, steps: int) -> Lanczos:
-    """At most `steps` Lanczos steps from `start` [D]; fewer where the space is exhausted."""
-    process = Lanczos(operator, start, min(steps, operator.space.dimension))
+def krylov(operator: SymmetricOperator, start: Tensor, steps: int, memory: int | None = None) -> Lanczos:
+    """At most `steps` Lanczos steps from `start` [D]; fewer where the space is exhausted.
+
+    Args:
+        operator: symmetric.
+        start: of the process.
+        steps: and vectors in memory: a process that is to say something of its start cannot be restarted.
+        memory: bytes that they may take; None = a share of what is free.
+
+    Raises:
+        RunError: they would take more.
+    """
+    steps, fit = min(steps, operator.space.dimension), vectors_that_fit(operator, memory)
+    if steps > fit:
+        size = gigabytes(steps * vector_bytes(operator))
+        raise RunError(
+            f"{steps} Lanczos vectors of {operator.space.dimension} weights take {size}, more than may be taken of the "
+            f"free memory; ask for at most {fit} steps (lanczos_steps), or choose fewer parameters (params)"
+        )
+    process = Lanczos(operator, start, steps)
     while not (process.is_full or process.is_exhausted):
         process.extend()
     return process
+
+
+def vector_bytes(operator: SymmetricOperator) -> int:
+    """Of one vector [D]."""
+    return operator.space.dimension * operator.dtype.itemsize
+
+
+def vectors_that_fit(operator: SymmetricOperator, memory: int | None) -> int:
+    """How many vectors may be kept in `memory` bytes; None = a share of what is free."""
+    return budget(operator.device, memory) // vector_bytes(operator)

@@ -1,4 +1,4 @@
-"""Products of the Hessian of a frozen loss with vectors, by five routes that give the same numbers at different cost.
+"""Products of a curvature matrix of a frozen loss with vectors, by five routes of the same numbers and different cost.
 
     retained      the gradient's graph of every micro-batch is built once and kept; one backward a product
     rebuilt       the graph is built anew for every product; least memory
@@ -6,11 +6,20 @@
     vmap_jvp      the same for several vectors at once
     linearised    the gradient is linearised once (torch.func.linearize) and applied to each vector
 
-H is that of L = (1/N) sum_n l_n, so each micro-batch adds its sum-reduced loss and one division by N comes last.
-Pearlmutter 1994, "Fast exact multiplication by the Hessian".
+The matrix is that of L = (1/N) sum_n l_n, so each micro-batch adds its sum-reduced loss and one division by N comes
+last. Where processes share the samples, one sum over them comes before it.
+
+    HessianOperator        H, the derivative of the gradient (Pearlmutter 1994, "Fast exact multiplication by the
+                           Hessian")
+    GaussNewtonOperator    G = (1/N) sum_n J_n^T H_n J_n, J_n the derivative of the outputs and H_n the Hessian of the
+                           loss in the outputs (Schraudolph 2002, "Fast curvature matrix-vector products for
+                           second-order gradient descent"): H without the curvature of the outputs themselves
+
+Both are the derivative of a vector that depends on the weights, so a route needs no more than that vector.
 """
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from plastiscope.error import RunError
 from plastiscope.measure.landscape.frozen import FrozenLoss, asking_for_gradients
+from plastiscope.measure.landscape.memory import budget, gigabytes, graph_bytes, is_out_of_memory
 from plastiscope.measure.landscape.space import ParameterSpace
 
 Product = Callable[[list[Tensor]], list[Tensor]]
@@ -62,25 +72,49 @@ class SymmetricOperator(Protocol):
         """H v of each row of `vectors` [k, D], as rows."""
 
 
-class HessianOperator:
-    """The Hessian of a frozen loss over its chosen parameters.
+KEPT = (Backend.retained, Backend.linearised)
+"""Routes that build something once and keep it."""
+
+
+class FrozenOperator(ABC):
+    """The derivative of a vector field of a frozen loss, at the live weights; symmetric.
 
     What is built once (`retained`, `linearised`) is built anew when the weights have been written to in between.
 
     Attributes:
-        frozen: the loss; its micro-batch may shrink, see `adapts`.
-        backend: the route; may become `rebuilt`, see `adapts`.
-        adapts: where memory ends, let go of kept graphs, then halve the micro-batch, and go on; else raise.
-        notes: what was changed for lack of memory, in words.
+        frozen: the loss.
+        backend: the route; becomes `rebuilt` where the kept graphs would take more memory than may be taken.
+        adapts: where memory ends all the same, let go of kept graphs, then halve the micro-batch, and go on; else
+            raise.
+        memory: bytes that kept graphs may take; None = a share of what is free when they are built.
         count: products so far.
     """
 
-    def __init__(self, frozen: FrozenLoss, backend: Backend = Backend.rebuilt, *, adapts: bool = True) -> None:
+    def __init__(
+        self,
+        frozen: FrozenLoss,
+        backend: Backend = Backend.rebuilt,
+        *,
+        adapts: bool = True,
+        memory: int | None = None,
+    ) -> None:
         """Nothing is computed yet; `retained` and `linearised` build at the first product."""
-        self.frozen, self.backend, self.adapts, self.count = frozen, backend, adapts, 0
-        self.notes: list[str] = []
+        self.frozen, self.backend, self.adapts, self.memory, self.count = frozen, backend, adapts, memory, 0
         self._built: list[Product] | None = None
         self._built_at: list[tuple[int, int]] = []
+
+    @abstractmethod
+    def _field(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        """The field of a micro-batch, sum-reduced, differentiable in the chosen parameters."""
+
+    @abstractmethod
+    def _field_function(self, x: Tensor, y: Tensor) -> Callable[..., tuple[Tensor, ...]]:
+        """The same as a function of the chosen parameters, for torch.func."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What was changed for lack of memory, in words."""
+        return self.frozen.adaptation.notes
 
     @property
     def space(self) -> ParameterSpace:
@@ -107,12 +141,16 @@ class HessianOperator:
         vectors = vectors.to(self.dtype)
         while True:
             try:
-                found = self._products(vectors)
+                found = self._sums(vectors)
                 break
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
                 self.release()
-                if not (self.adapts and self._shrink()):
+                if not (is_out_of_memory(error) and self.adapts and self._shrink()):
                     raise
+        shards = self.frozen.shards
+        found = (shards.total_at(vectors, found) if shards else found) / self.frozen.samples
+        if self.frozen.weight_decay:
+            found = found + self.frozen.weight_decay * vectors
         self.count += len(vectors)
         if not torch.isfinite(found).all():
             raise NonFiniteProduct(
@@ -129,27 +167,23 @@ class HessianOperator:
         """Let go of kept graphs."""
         self._built = None
 
-    def _products(self, vectors: Tensor) -> Tensor:
+    def _sums(self, vectors: Tensor) -> Tensor:
+        """Products over the samples of this process, not divided by N."""
         with asking_for_gradients(self.frozen.parameters), sdpa_kernel(SDPBackend.MATH):
             if self.backend is Backend.vmap_jvp:
-                found = self._vmapped(vectors)
-            else:
-                found = torch.stack([self._single(vector) for vector in vectors])
-        found = found / len(self.frozen)
-        return found + self.frozen.weight_decay * vectors if self.frozen.weight_decay else found
+                return self._vmapped(vectors)
+            return torch.stack([self._single(vector) for vector in vectors])
 
     def _shrink(self) -> bool:
         """Need less memory from now on; False if there is nothing left to save."""
-        if self.backend in (Backend.retained, Backend.linearised):
-            self.notes.append(f"out of memory: {self.backend.value} became {Backend.rebuilt.value}")
-            self.backend = Backend.rebuilt
+        if self.backend in KEPT:
+            self._rebuild_from_now_on("out of memory")
             return True
-        size = min(self.frozen.micro_batch, len(self.frozen))
-        if size == 1 or self.frozen.coupling_modules:
-            return False
-        self.notes.append(f"out of memory: micro-batches of {size} became {size // 2}")
-        self.frozen = self.frozen.with_micro_batch(size // 2)
-        return True
+        return self.frozen.halve()
+
+    def _rebuild_from_now_on(self, reason: str) -> None:
+        self.notes.append(f"{reason}: {self.backend.value} became {Backend.rebuilt.value}")
+        self.backend = Backend.rebuilt
 
     def _single(self, vector: Tensor) -> Tensor:
         parts = self.space.parts(vector)
@@ -160,56 +194,55 @@ class HessianOperator:
 
     def _routes(self) -> Iterator[Product] | list[Product]:
         """For each micro-batch, what gives its (sum-reduced) products."""
-        makers = {Backend.retained: self._retained, Backend.linearised: self._linearised}
-        if self.backend not in makers:
-            route = self._rebuilt if self.backend is Backend.rebuilt else self._forward_over_reverse
+        if self.backend not in KEPT:
+            route = self._forward_over_reverse if self.backend is Backend.jvp else self._rebuilt
             return (route(x, y) for x, y in self.frozen.batches())
         # A kept graph reads the weights' memory: after a write it would mix two points.
         net = self.frozen.net
         here = [(tensor.data_ptr(), tensor._version) for tensor in (*net.parameters(), *net.buffers())]
         if self._built is None or here != self._built_at:
-            self._built = [makers[self.backend](x, y) for x, y in self.frozen.batches()]
+            self.release()
+            self._check_room()
+            if self.backend not in KEPT:
+                return self._routes()
+            make = self._retained if self.backend is Backend.retained else self._linearised
+            self._built = [make(x, y) for x, y in self.frozen.batches()]
             self._built_at = here
         return self._built
 
-    def _gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        """The gradient of a micro-batch, differentiable once more."""
-        total, parameters = self.frozen.sum_of(x, y), self.frozen.parameters
-        if not total.requires_grad:  # no chosen parameter has any influence
-            return tuple(torch.zeros_like(p) for p in parameters)
-        return torch.autograd.grad(total, parameters, create_graph=True, materialize_grads=True)
+    def _check_room(self) -> None:
+        """Keep no graphs that would take more memory than they may, judged by that of the first micro-batch."""
+        net, (x, y) = self.frozen.net, next(self.frozen.batches())
+        apart = (*net.parameters(), *net.buffers(), self.frozen.inputs, self.frozen.targets)
+        needed = graph_bytes(lambda: self._field(x, y), apart) / len(x) * len(self.frozen)
+        allowed = budget(self.device, self.memory)
+        if needed > allowed:
+            self._rebuild_from_now_on(
+                f"kept graphs would take {gigabytes(needed)}, more than the {gigabytes(allowed)} allowed"
+            )
 
     def _retained(self, x: Tensor, y: Tensor) -> Product:
-        gradients, parameters = self._gradients(x, y), self.frozen.parameters
-        return lambda parts: _second(gradients, parameters, parts, retain=True)
+        field, parameters = self._field(x, y), self.frozen.parameters
+        return lambda parts: _derivative(field, parameters, parts, retain=True)
 
     def _rebuilt(self, x: Tensor, y: Tensor) -> Product:
-        return lambda parts: _second(self._gradients(x, y), self.frozen.parameters, parts, retain=False)
-
-    def _gradient_of(self, x: Tensor, y: Tensor) -> Callable[..., tuple[Tensor, ...]]:
-        """The gradient as a function of the chosen parameters, for torch.func."""
-        names = self.space.names
-
-        def total(*values: Tensor) -> Tensor:
-            return self.frozen.sum_of(x, y, dict(zip(names, values, strict=True)))
-
-        return torch.func.grad(total, argnums=tuple(range(len(names))))
+        return lambda parts: _derivative(self._field(x, y), self.frozen.parameters, parts, retain=False)
 
     def _point(self) -> tuple[Tensor, ...]:
         return tuple(p.detach() for p in self.frozen.parameters)
 
     def _forward_over_reverse(self, x: Tensor, y: Tensor) -> Product:
-        gradient = self._gradient_of(x, y)
+        field = self._field_function(x, y)
 
         def product(parts: list[Tensor]) -> list[Tensor]:
             with torchs_own_warnings_hidden():
-                return list(torch.func.jvp(gradient, self._point(), tuple(parts))[1])
+                return list(torch.func.jvp(field, self._point(), tuple(parts))[1])
 
         return product
 
     def _linearised(self, x: Tensor, y: Tensor) -> Product:
         with torchs_own_warnings_hidden():
-            _, apply = torch.func.linearize(self._gradient_of(x, y), *self._point())
+            _, apply = torch.func.linearize(self._field_function(x, y), *self._point())
         return lambda parts: list(apply(*parts))
 
     def _vmapped(self, vectors: Tensor) -> Tensor:
@@ -218,6 +251,49 @@ class HessianOperator:
             product = self._forward_over_reverse(x, y)
             total += torch.func.vmap(lambda v, product=product: self.space.flat(product(self.space.parts(v))))(vectors)
         return total
+
+    def _named(self, values: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        return dict(zip(self.space.names, values, strict=True))
+
+
+class HessianOperator(FrozenOperator):
+    """The Hessian of a frozen loss over its chosen parameters: the derivative of the gradient."""
+
+    def _field(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        total, parameters = self.frozen.sum_of(x, y), self.frozen.parameters
+        if not total.requires_grad:  # no chosen parameter has any influence
+            return tuple(torch.zeros_like(p) for p in parameters)
+        return torch.autograd.grad(total, parameters, create_graph=True, materialize_grads=True)
+
+    def _field_function(self, x: Tensor, y: Tensor) -> Callable[..., tuple[Tensor, ...]]:
+        def total(*values: Tensor) -> Tensor:
+            return self.frozen.sum_of(x, y, self._named(values))
+
+        return torch.func.grad(total, argnums=tuple(range(len(self.space.names))))
+
+
+class GaussNewtonOperator(FrozenOperator):
+    """The generalised Gauss-Newton matrix of a frozen loss over its chosen parameters; positive semi-definite.
+
+    It is the derivative of J^T s at a constant J: s is the slope of the loss in the outputs, J the derivative of the
+    outputs at the live weights.
+    """
+
+    def _field(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        outputs, here = self.frozen.outputs(x), [p.detach().requires_grad_() for p in self.frozen.parameters]
+        if not outputs.requires_grad:  # no chosen parameter has any influence
+            return tuple(torch.zeros_like(p) for p in here)
+        slope = torch.autograd.grad(self.frozen.per_sample(outputs, y).sum(), outputs, create_graph=True)
+        constant = self.frozen.outputs(x, self._named(tuple(here)))
+        return torch.autograd.grad(constant, here, slope, create_graph=True, materialize_grads=True)
+
+    def _field_function(self, x: Tensor, y: Tensor) -> Callable[..., tuple[Tensor, ...]]:
+        def outputs(*values: Tensor) -> Tensor:
+            return self.frozen.outputs(x, self._named(values))
+
+        slope = torch.func.grad(lambda outputs: self.frozen.per_sample(outputs, y).sum())
+        pull = torch.func.vjp(outputs, *self._point())[1]
+        return lambda *values: pull(slope(outputs(*values)))
 
 
 @contextmanager
@@ -229,15 +305,15 @@ def torchs_own_warnings_hidden() -> Iterator[None]:
         yield
 
 
-def _second(
-    gradients: tuple[Tensor, ...], parameters: list[nn.Parameter], parts: list[Tensor], retain: bool
+def _derivative(
+    field: tuple[Tensor, ...], parameters: list[nn.Parameter], parts: list[Tensor], retain: bool
 ) -> list[Tensor]:
-    """d(gradients . parts)/d parameters; zeros where the gradient does not depend on a parameter."""
-    pairs = [(g, part) for g, part in zip(gradients, parts, strict=True) if g.requires_grad]
+    """d(field . parts)/d parameters; zeros where the field does not depend on a parameter."""
+    pairs = [(f, part) for f, part in zip(field, parts, strict=True) if f.requires_grad]
     if not pairs:  # a loss that is linear in the parameters
         return [torch.zeros_like(p) for p in parameters]
-    grads, vectors = zip(*pairs, strict=True)
-    return list(torch.autograd.grad(grads, parameters, vectors, retain_graph=retain, materialize_grads=True))
+    fields, vectors = zip(*pairs, strict=True)
+    return list(torch.autograd.grad(fields, parameters, vectors, retain_graph=retain, materialize_grads=True))
 
 
 @dataclass(frozen=True)
@@ -254,7 +330,7 @@ class SelfCheck:
     is_repeatable: bool
 
 
-def self_check(operator: HessianOperator, seed: int = 0) -> SelfCheck:
+def self_check(operator: FrozenOperator, seed: int = 0) -> SelfCheck:
     """Compare two products and two gradients; costs three products."""
     drawn = [operator.space.normals(seed, "self-check", k, operator.device).to(operator.dtype) for k in (0, 1)]
     u, v = drawn

@@ -7,13 +7,14 @@ chosen goes into the record, and a run that goes on takes it from there, so that
 import gc
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from plastiscope.error import ConfigError
 from plastiscope.measure.landscape.frozen import FrozenLoss
+from plastiscope.measure.landscape.memory import Adaptation
 from plastiscope.measure.landscape.operator import Backend, HessianOperator
 
 MICRO_BATCHES = (32, 128, 512)
@@ -105,15 +106,18 @@ def _seconds(operator: HessianOperator, vector: Tensor) -> float:
 
 
 def time_forward(frozen: FrozenLoss, micro_batches: Sequence[int] = MICRO_BATCHES) -> dict[int, float]:
-    """Seconds of one evaluation of the whole set by micro-batch size, the smaller of two."""
+    """Seconds of one evaluation of this process' samples by micro-batch size, the smaller of two.
+
+    A size that does not fit into memory stands for the largest half, quarter, ... that does.
+    """
     found = {}
     for size in _sizes(frozen, micro_batches):
-        sized = frozen.with_micro_batch(size)
+        sized = replace(frozen.alone(), micro_batch=size, adaptation=Adaptation())
         sized.value().item()
         taken = []
         for _ in range(2):
             began = time.perf_counter()
             sized.value().item()
             taken.append(time.perf_counter() - began)
-        found[size] = min(taken)
+        found[sized.batch_size] = min(taken)
     return found
