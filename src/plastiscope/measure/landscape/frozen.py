@@ -85,7 +85,7 @@ class FrozenLoss:
         return len(self.inputs)
 
     @property
-    def samples(self) -> int:
+    def total_samples(self) -> int:
         """N, the samples of all processes."""
         return self.shards.samples if self.shards else len(self)
 
@@ -175,22 +175,47 @@ class FrozenLoss:
             lambda: torch.cat([self.per_sample(self.outputs(x), y).double() for x, y in self.batches()])
         )
 
+    @torch.no_grad()
+    def samples(self) -> tuple[Tensor, Tensor | None]:
+        """Loss of each sample of this process, float64 [n], and whether it is classified rightly, bool [n].
+
+        The latter is None where the loss is no `Loss`, or one of regression.
+        """
+
+        def passed() -> tuple[Tensor, Tensor | None]:
+            losses, hits = [], []
+            for x, y in self.batches():
+                outputs = self.outputs(x)
+                losses.append(self.per_sample(outputs, y).double())
+                hits.append(correct(self.loss, outputs, y) if isinstance(self.loss, Loss) else None)
+            right = [hit for hit in hits if hit is not None]
+            return torch.cat(losses), torch.cat(right) if right else None
+
+        return self.fitting(passed)
+
     def value(self) -> Tensor:
         """L at the live parameters, float64 scalar on the device: no wait for the host."""
-        return self._total(self.losses().sum()) / self.samples + self._penalty()
+        return self._total(self.losses().sum()) / self.total_samples + self._penalty()
+
+    @torch.no_grad()
+    def losses_and_hits(self) -> tuple[Tensor, Tensor]:
+        """As `losses`, and from the same pass whether each sample is classified rightly (NaN of regression), [n]."""
+        return self.fitting(self._losses_and_hits)
 
     @torch.no_grad()
     def measure(self) -> Point:
         """Loss, its standard error and the accuracy at the live parameters, from one pass."""
-        losses, hits = self.fitting(self._losses_and_hits)
-        loss, right = self._total(torch.stack([losses.sum(), hits.sum()])) / self.samples
+        losses, hits = self.losses_and_hits()
+        loss, right = self._total(torch.stack([losses.sum(), hits.sum()])) / self.total_samples
         squares = self._total((losses - loss).square().sum()).item()
-        error = math.sqrt(squares / (self.samples - 1) / self.samples) if self.samples > 1 else math.nan
-        return Point((loss + self._penalty()).item(), error, right.item())
+        error = (
+            math.sqrt(squares / (self.total_samples - 1) / self.total_samples) if self.total_samples > 1 else math.nan
+        )
+        return Point((loss + self._penalty()).item(), error, accuracy.item())
 
     def gradient(self) -> Tensor:
         """Gradient of L over the chosen parameters, [D] in their dtype; `.grad` is not touched."""
-        flat = self._total(self.fitting(self._summed_gradient)) / self.samples
+        flat = self._total(self.fitting(self._summed_gradient)) / self.total_samples
         return flat + self.weight_decay * self.space.values(self.net) if self.weight_decay else flat
 
     def without_influence(self) -> tuple[str, ...]:
@@ -223,16 +248,6 @@ class FrozenLoss:
         if not self.weight_decay:
             return 0.0
         return 0.5 * self.weight_decay * torch.stack([p.double().square().sum() for p in self.parameters]).sum()
-
-    def _losses_and_hits(self) -> tuple[Tensor, Tensor]:
-        """Loss of each sample, and whether it is classified rightly (NaN of regression), float64 [n]."""
-        losses, hits = [], []
-        for x, y in self.batches():
-            outputs = self.outputs(x)
-            losses.append(self.per_sample(outputs, y).double())
-            hit = correct(self.loss, outputs, y) if isinstance(self.loss, Loss) else None
-            hits.append(torch.full_like(losses[-1], math.nan) if hit is None else hit.double())
-        return torch.cat(losses), torch.cat(hits)
 
     def _summed_gradient(self) -> Tensor:
         total = [torch.zeros_like(p) for p in self.parameters]
