@@ -2,7 +2,11 @@
 
 from plastiscope.build import Plan, compose_plan
 
+USUAL = "analysis=[representation,continual]"
+"""What the default experiment looks at, but for the landscape, which takes most of a short run."""
+
 
 def make_plan(*overrides: str) -> Plan:
     """The plan of `plastiscope <overrides>`, on the CPU and without W&B."""
-    return compose_plan("use_wandb=false", "device=cpu", *overrides)
+    usual = [] if any(o.startswith(("analysis=", "experiment=")) for o in overrides) else [USUAL]
+    return compose_plan("use_wandb=false", "device=cpu", *usual, *overrides)

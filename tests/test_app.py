@@ -52,6 +52,7 @@ MISTAKES = [
     (["+foo=1"], "foo: there is no such setting; there are: "),
     (["representation.every=2"], "select it with analysis=[representation]"),
     (["+representation.every=2"], "select it with analysis=[representation]"),
+    (["lla.profile=smoke"], "select it with analysis=[lla]"),
     (["analysis=[continual]", "representation.every=2"], "select it with analysis=[continual,representation]"),
     (["experiment=nope"], "Available options in 'experiment':"),
     (["net=nope"], "Available options in 'net':"),

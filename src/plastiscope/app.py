@@ -39,7 +39,8 @@ def job(config: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     try:
-        run(build(config), folder, list(hydra_config.overrides.task))
+        overrides = list(hydra_config.overrides.task)
+        run(build(config, overrides), folder, overrides)
     except Exception as error:
         if hydra_config.mode == RunMode.MULTIRUN:  # the launcher goes on with the other jobs
             print(f"failed: {folder}: {error}", file=sys.stderr)

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -60,17 +61,22 @@ class Plan:
     config: dict[str, Any]
 
 
-def build(config: DictConfig) -> Plan:
+def build(config: DictConfig, overrides: Sequence[str] = ()) -> Plan:
     """Check a composed config and build its components.
+
+    Args:
+        config: composed.
+        overrides: as on the command line. What an experiment sets of an analysis that is not selected does not count;
+            what an override sets of it is refused.
 
     Raises:
         ConfigError: unknown key, wrong type, value out of range, settings of an analysis that is not selected.
     """
-    nodes = plain(config)
+    nodes = _selected_only(plain(config), overrides)
     top = {field.name for field in dataclasses.fields(Settings)}
     settings = merge(Settings, {key: value for key, value in nodes.items() if key in top}, "")
     extra = [key for key in nodes if key not in top and key not in GROUPS]
-    analyses = [_analysis(key, nodes[key], selected(nodes), [*top, *GROUPS]) for key in extra]
+    analyses = [_analysis(key, nodes[key], [*top, *GROUPS]) for key in extra]
     parts = {key: component(nodes.get(key), key) for key in GROUPS}
     resolved = {**OmegaConf.to_container(OmegaConf.structured(settings), enum_to_str=True)}  # type: ignore[dict-item]
     resolved |= {key: _resolved(parts[key], nodes[key]) for key in GROUPS}
@@ -78,6 +84,20 @@ def build(config: DictConfig) -> Plan:
     arch, data_name = _short_name(nodes["net"]), _short_name(nodes["data"])
     analyses = sorted(analyses, key=lambda analysis: analysis.is_late)
     return Plan(settings=settings, analyses=analyses, arch=arch, data_name=data_name, config=resolved, **parts)
+
+
+def _selected_only(nodes: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The config without what an experiment sets of analyses that are not selected."""
+    roots, chosen = {_key(override).split(".")[0] for override in overrides}, selected(nodes)
+    unselected = [name for name in known_analyses() if name in nodes and name not in chosen]
+    for name in unselected:
+        if name in roots:
+            raise ConfigError(not_selected(name, chosen))
+    return {key: node for key, node in nodes.items() if key not in unselected}
+
+
+def _key(override: str) -> str:
+    return re.split("[=@]", override.lstrip("+~"))[0]
 
 
 def compose_plan(*overrides: str) -> Plan:
@@ -89,7 +109,7 @@ def compose_plan(*overrides: str) -> Plan:
     from hydra import compose, initialize_config_module
 
     with initialize_config_module("plastiscope.configs", version_base="1.3"):
-        return build(compose("config", list(overrides)))
+        return build(compose("config", list(overrides)), overrides)
 
 
 def with_analyses(stored: DictConfig, overrides: list[str]) -> DictConfig:
@@ -105,9 +125,9 @@ def with_analyses(stored: DictConfig, overrides: list[str]) -> DictConfig:
     from hydra import compose, initialize_config_module
 
     with initialize_config_module("plastiscope.configs", version_base="1.3"):
-        composed = compose("config", overrides)
+        composed = compose("config", ["~experiment", *overrides])  # its settings are of another run
     chosen = selected(plain(composed))
-    keys = [re.split("[=@]", override.lstrip("+~"))[0] for override in overrides]
+    keys = [_key(override) for override in overrides]
     for key in keys:
         if key.split(".")[0] not in (*ANALYSABLE, *chosen) and key not in (*REPLAYABLE, *PLACES):
             raise ConfigError(
@@ -189,17 +209,14 @@ def locate(target: str, key: str) -> Any:
         raise ConfigError(f"{key}._target_={target}: cannot be imported ({error}); check the path") from None
 
 
-def _analysis(key: str, node: Any, chosen: list[str], keys: list[str]) -> Callback:
+def _analysis(key: str, node: Any, keys: list[str]) -> Callback:
     if key == "analysis":
         raise ConfigError("the YAML of an analysis must begin with the line `# @package <its name>`; one does not")
     if isinstance(node, dict) and "_target_" in node:
         analysis: Callback = component(node, key)
         analysis.name = key
         return analysis
-    known = known_analyses()
-    if key in known:
-        raise ConfigError(not_selected(key, chosen))
-    raise ConfigError(f"{key}: there is no such setting{nearest(key, keys + known)}")
+    raise ConfigError(f"{key}: there is no such setting{nearest(key, keys + known_analyses())}")
 
 
 def _resolved(part: Any, node: dict[str, Any]) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def _run_first(
 
 def resume(folder: Path, changes: list[str], trust: bool = False) -> None:
     """Go on with the run in `folder`, with changes such as "num_tasks=10"."""
-    run(build(read_config(folder, trust, changes)), folder, changes)
+    run(build(read_config(folder, trust, changes), changes), folder, changes)
 
 
 def choose_device(wanted: str) -> torch.device:
