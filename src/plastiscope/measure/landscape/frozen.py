@@ -175,24 +175,6 @@ class FrozenLoss:
             lambda: torch.cat([self.per_sample(self.outputs(x), y).double() for x, y in self.batches()])
         )
 
-    @torch.no_grad()
-    def samples(self) -> tuple[Tensor, Tensor | None]:
-        """Loss of each sample of this process, float64 [n], and whether it is classified rightly, bool [n].
-
-        The latter is None where the loss is no `Loss`, or one of regression.
-        """
-
-        def passed() -> tuple[Tensor, Tensor | None]:
-            losses, hits = [], []
-            for x, y in self.batches():
-                outputs = self.outputs(x)
-                losses.append(self.per_sample(outputs, y).double())
-                hits.append(correct(self.loss, outputs, y) if isinstance(self.loss, Loss) else None)
-            right = [hit for hit in hits if hit is not None]
-            return torch.cat(losses), torch.cat(right) if right else None
-
-        return self.fitting(passed)
-
     def value(self) -> Tensor:
         """L at the live parameters, float64 scalar on the device: no wait for the host."""
         return self._total(self.losses().sum()) / self.total_samples + self._penalty()
@@ -200,17 +182,25 @@ class FrozenLoss:
     @torch.no_grad()
     def losses_and_hits(self) -> tuple[Tensor, Tensor]:
         """As `losses`, and from the same pass whether each sample is classified rightly (NaN of regression), [n]."""
-        return self.fitting(self._losses_and_hits)
+
+        def passed() -> tuple[Tensor, Tensor]:
+            losses, hits = [], []
+            for x, y in self.batches():
+                outputs = self.outputs(x)
+                losses.append(self.per_sample(outputs, y).double())
+                hit = correct(self.loss, outputs, y) if isinstance(self.loss, Loss) else None
+                hits.append(torch.full_like(losses[-1], math.nan) if hit is None else hit.double())
+            return torch.cat(losses), torch.cat(hits)
+
+        return self.fitting(passed)
 
     @torch.no_grad()
     def measure(self) -> Point:
         """Loss, its standard error and the accuracy at the live parameters, from one pass."""
-        losses, hits = self.losses_and_hits()
-        loss, right = self._total(torch.stack([losses.sum(), hits.sum()])) / self.total_samples
+        (losses, hits), n = self.losses_and_hits(), self.total_samples
+        loss, accuracy = self._total(torch.stack([losses.sum(), hits.sum()])) / n
         squares = self._total((losses - loss).square().sum()).item()
-        error = (
-            math.sqrt(squares / (self.total_samples - 1) / self.total_samples) if self.total_samples > 1 else math.nan
-        )
+        error = math.sqrt(squares / (n - 1) / n) if n > 1 else math.nan
         return Point((loss + self._penalty()).item(), error, accuracy.item())
 
     def gradient(self) -> Tensor:

@@ -148,7 +148,7 @@ class FrozenOperator(ABC):
                 if not (is_out_of_memory(error) and self.adapts and self._shrink()):
                     raise
         shards = self.frozen.shards
-        found = (shards.total_at(vectors, found) if shards else found) / self.frozen.samples
+        found = (shards.total_at(vectors, found) if shards else found) / self.frozen.total_samples
         if self.frozen.weight_decay:
             found = found + self.frozen.weight_decay * vectors
         self.count += len(vectors)
