@@ -7,9 +7,10 @@ import pytest
 import torch
 from analysis_context import make_context, move_to
 
-from plastiscope.analysis.frozen_set import Split, frozen_set, stratified
+from plastiscope.analysis.frozen_set import frozen_set, stratified
 from plastiscope.data.samples import ArraySource, Samples
 from plastiscope.error import ConfigError
+from plastiscope.landscape.settings import Split
 from plastiscope.measure.landscape.frozen import FrozenLoss
 from plastiscope.measure.landscape.space import choose
 from plastiscope.measure.loss import Loss

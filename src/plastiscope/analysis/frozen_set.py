@@ -7,7 +7,6 @@ device or on the task, so that a sample which several tasks have is taken in all
 
 import hashlib
 from dataclasses import dataclass
-from enum import Enum
 
 import numpy as np
 import torch
@@ -16,17 +15,10 @@ from torch import Tensor
 from plastiscope.data.samples import Samples
 from plastiscope.error import ConfigError
 from plastiscope.event import Context
+from plastiscope.landscape.settings import Split
 from plastiscope.measure.keyed import keyed_bits
 from plastiscope.measure.loss import Loss
 from plastiscope.task_shift_mode.task import EVALUATION_BATCH, Task
-
-
-class Split(Enum):
-    """Which samples of the current task."""
-
-    train = "train"
-    val = "val"
-    test = "test"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

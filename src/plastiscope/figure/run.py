@@ -10,6 +10,7 @@ from plastiscope.figure.accuracy import TRAINING, accuracy_matrix, accuracy_over
 from plastiscope.figure.csl import draw_csl
 from plastiscope.figure.dormant import draw_dormancy
 from plastiscope.figure.representation import quantities_over_epochs
+from plastiscope.figure.smoothness import draw_smoothness
 from plastiscope.figure.style import save
 from plastiscope.run.log import read_rows
 from plastiscope.run.storage import read_json
@@ -32,7 +33,8 @@ def draw_run(folder: Path) -> list[Path]:
     """Draw what the run in `folder` has data for into <folder>/figures.
 
     Returns:
-        The files written: accuracy_per_task.png, accuracy_matrix.png, representation.png, csl_*.png, dormant_*.png.
+        The files written: accuracy_per_task.png, accuracy_matrix.png, representation.png, csl_*.png, dormant_*.png,
+        smoothness.png.
     """
     rows, target = read_rows(folder / "metrics.jsonl"), folder / "figures"
     written = []
@@ -50,7 +52,7 @@ def draw_run(folder: Path) -> list[Path]:
         written.append(save(figure, target / "representation.png"))
     for columns, definition in _csl(folder):
         written += draw_csl(columns, definition, target)
-    return written + draw_dormancy(folder, epoch_rows, boundaries)
+    return written + draw_dormancy(folder, epoch_rows, boundaries) + draw_smoothness(folder)
 
 
 def _epochs(rows: list[Row]) -> Array:
