@@ -28,6 +28,10 @@ THOROUGH = {
     ),
     "lla": ("lla.profile=smoke", "lla.when=both", "lla.enable_mode_connectivity=true", "lla.spectrum.backend=retained"),
     "tracking": ("tracking.export_csv=true",),
+    "smoothness": (
+        *("smoothness.when=both", "smoothness.epochs=2", "smoothness.batch_norm=batch", "smoothness.num_samples=30"),
+        *("smoothness.batch_size=20", "smoothness.jacobian_samples=2", "smoothness.patch=4"),
+    ),
     "representation": ("representation.when=both", "representation.steps=all", "representation.samples=40"),
 }
 """Settings under which an analysis does all it can."""
