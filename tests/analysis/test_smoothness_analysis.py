@@ -109,7 +109,7 @@ def test_the_numbers_are_those_of_the_definition(tmp_path, policy):
 
 
 def test_small_steps_drown_in_single_precision(tmp_path):
-    """The change over a step of 1e-5 gradients is eta ||H g|| to 1e-4, in float32 not to 1e-3: float64 is the default."""
+    """The change over a step of 1e-5 gradients is eta ||H g|| to 1e-4, but in float32 not to 1e-3."""
     context = make_context(tmp_path / "run", *SHIFT)
     settings = {"eta_min": 1e-5, "eta_max": 1e-5, "eta_count": 1, "enable_jacobian_rank": False}
     changes = [
