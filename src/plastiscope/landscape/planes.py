@@ -137,14 +137,10 @@ def _record(look: Look, case: Case, losses: Array) -> dict[str, Any]:
     plane, settings = case.plane, look.settings.planes
     shape = shape_of(torch.from_numpy(losses), plane.a, plane.b)
     bend = case.bend() if case.bend is not None else None
-    cos = cosine(plane.first, plane.second)
     return {
         "kind": case.kind,
         "grid": list(losses.shape),
-        "span": [plane.a[-1].item(), plane.b[-1].item()],
-        "norms": [plane.first.double().norm().item(), plane.second.double().norm().item()],
-        "cos": cos,
-        "drawn_orthonormal": bool(abs(cos) > ORTHONORMAL_ABOVE),
+        **geometry(plane),
         "center_loss": shape.centre,
         "center_stderr": _centre_error(look) if case.kind != "three_point" else None,
         "min_loss": shape.minimum,
@@ -156,6 +152,17 @@ def _record(look: Look, case: Case, losses: Array) -> dict[str, Any]:
         "statistics_anew": recomputes(look) or case.kind == "three_point",
         "cost": {"forwards": losses.size, "products": 2 if case.kind in ("random", "trajectory") else 0},
         "picture": {"log_color": settings.log_color, "plot_3d": settings.plot_3d},
+    }
+
+
+def geometry(plane: Plane) -> dict[str, Any]:
+    """How a plane lies: half spans, lengths of the directions and their cosine, and whether it is drawn sheared."""
+    cos = cosine(plane.first, plane.second)
+    return {
+        "span": [plane.a[-1].item(), plane.b[-1].item()],
+        "norms": [plane.first.double().norm().item(), plane.second.double().norm().item()],
+        "cos": cos,
+        "drawn_orthonormal": abs(cos) > ORTHONORMAL_ABOVE,
     }
 
 

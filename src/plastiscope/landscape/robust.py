@@ -10,7 +10,7 @@ from torch import Tensor
 
 from plastiscope.landscape.batch_norm import cell_statistics, recomputes, statistics_batches
 from plastiscope.landscape.look import Look, Numbers
-from plastiscope.landscape.planes import Array, Case, cases, surface
+from plastiscope.landscape.planes import Array, Case, cases, geometry, surface
 from plastiscope.measure.landscape.plane import Ascent, robust_loss, strided
 from plastiscope.run.processes import Part
 
@@ -86,6 +86,7 @@ def _record(look: Look, case: Case, arrays: Mapping[str, Array]) -> dict[str, An
         "steps": settings.steps,
         "subsample_stride": settings.subsample_stride,
         "grid": [n, m],
+        **geometry(case.plane),
         "center_gap": float(arrays["gap"][centre]),
         "center_grad_norm": float(arrays["gradient_norms"][centre]),
         "center_loss": float(arrays["losses"][centre]),
@@ -95,6 +96,7 @@ def _record(look: Look, case: Case, arrays: Mapping[str, Array]) -> dict[str, An
         "bound": "a lower bound of the maximum in the ball, by gradient ascent",
         "cost": {"gradients": n * m * settings.steps, "forwards": n * m},
         "picture": {"log_color": look.settings.planes.log_color, "plot_3d": look.settings.planes.plot_3d},
+        **case.facts,
     }
 
 
