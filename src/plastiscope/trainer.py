@@ -185,6 +185,7 @@ class Trainer(Loop):
         row = {f"task_last_{key}": value for key, value in self.last_row.items() if key in TASK_LAST}
         with self._looking():
             row |= {f"task_{key}": value for key, value in self._evaluate(task).items()}
+            row |= {f"learner/{key}": value for key, value in learner.numbers().items()}
             row |= task.numbers | (self.task_begin_row or {}) | self._fire("on_task_end")
         learner.end_task()
         self.journal.log({**self._place("task_end"), **row})
@@ -192,16 +193,17 @@ class Trainer(Loop):
         self._checkpoint()
 
     def _check_finite(self) -> None:
-        """Stop before anything is saved if a loss or a weight is not finite; names the first bad step."""
+        """Stop before anything is saved if a loss, a weight or the learner's own is not finite; names the first step."""
         at, record = self.position, self.record
         if record is None:
             return
         bad = (~torch.isfinite(record.losses[: at.batch * self.batch_size])).nonzero()
         norms = torch.stack(torch._foreach_norm(list(self.learner.net.parameters())))
-        if len(bad) == 0 and torch.isfinite(norms).all():
+        own = [name for name, tensor in self.learner.must_be_finite().items() if not torch.isfinite(tensor).all()]
+        if len(bad) == 0 and torch.isfinite(norms).all() and not own:
             return
         batch = at.batch - 1 if len(bad) == 0 else int(bad[0]) // self.batch_size
-        what = "weights" if len(bad) == 0 else "loss"
+        what = "loss" if len(bad) else "weights" if not torch.isfinite(norms).all() else own[0]
         raise RunError(
             f"the {what} became NaN or infinite at step {batch} of epoch {at.epoch} of task {at.task} (all from 0); "
             "nothing after it was saved. Lower learner.lr or set learner.clip_norm"

@@ -157,6 +157,14 @@ class Learner:
     def mechanism(self) -> None:
         """What a learner does after the optimiser's step, such as replacing units; nothing here."""
 
+    def numbers(self) -> dict[str, float]:
+        """What the learner did since the task began, for the task's row under `learner/`; nothing here."""
+        return {}
+
+    def must_be_finite(self) -> dict[str, Tensor]:
+        """Tensors of the learner's own, by a name for people, that stop the run when they are not finite."""
+        return {}
+
     def end_task(self) -> None:
         """The task is over; nothing here."""
 

@@ -8,6 +8,7 @@ the sign.
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -46,11 +47,22 @@ def named_seed(seed: int, *names: object) -> int:
     return purpose_key(seed, "/".join(map(str, names))) & (2**63 - 1)
 
 
-def keyed_bits(seed: int, purpose: str, ids: Tensor, k: int | Tensor = 0) -> Tensor:
+Seed = int | Sequence[int]
+"""Of one run; or one for each entry of the first axis of the ids, so that runs that advance together stay apart."""
+
+
+def _keyed(seed: Seed, purpose: str, ids: Tensor) -> Tensor:
+    if isinstance(seed, int):
+        return ids + purpose_key(seed, purpose)
+    keys = torch.tensor([purpose_key(one, purpose) for one in seed], device=ids.device)
+    return ids + keys.reshape(-1, *(1,) * (ids.ndim - 1))
+
+
+def keyed_bits(seed: Seed, purpose: str, ids: Tensor, k: int | Tensor = 0) -> Tensor:
     """64 random bits for each id and k.
 
     Args:
-        seed: of the run.
+        seed: of the run, or of each run along the first axis of `ids`.
         purpose: what the numbers are for.
         ids: int64 tensor of sample or unit ids.
         k: counter, an int or an int64 tensor that broadcasts against ids.
@@ -58,11 +70,11 @@ def keyed_bits(seed: int, purpose: str, ids: Tensor, k: int | Tensor = 0) -> Ten
     Returns:
         int64 tensor of the broadcast shape of ids and k.
     """
-    own = splitmix64(splitmix64(ids + purpose_key(seed, purpose)))
+    own = splitmix64(splitmix64(_keyed(seed, purpose, ids)))
     return splitmix64(own ^ splitmix64(torch.as_tensor(k, dtype=torch.int64, device=ids.device)))
 
 
-def keyed_uniform(seed: int, purpose: str, ids: Tensor, k: int | Tensor = 0) -> Tensor:
+def keyed_uniform(seed: Seed, purpose: str, ids: Tensor, k: int | Tensor = 0) -> Tensor:
     """Uniform float32 in [0, 1): the top 24 bits times 2^-24; the same bits on every device."""
     return _shift_right(keyed_bits(seed, purpose, ids, k), 40).to(torch.float32) * 2.0**-24
 
@@ -72,7 +84,7 @@ def keyed_sign(seed: int, purpose: str, ids: Tensor, k: int | Tensor = 0) -> Ten
     return torch.where(keyed_bits(seed, purpose, ids, k) < 0, -1.0, 1.0)
 
 
-def keyed_normal(seed: int, purpose: str, ids: Tensor, k: int | Tensor = 0) -> Tensor:
+def keyed_normal(seed: Seed, purpose: str, ids: Tensor, k: int | Tensor = 0) -> Tensor:
     """Standard normal float32 (Box-Muller in float64, rounded once); equal across devices to the last place."""
     bits = keyed_bits(seed, purpose, ids, k)
     radius = (_shift_right(bits, 40).to(torch.float64) + 1.0) * 2.0**-24

@@ -1,0 +1,194 @@
+"""Continual backprop: each step the least useful of the mature units are replaced by fresh ones.
+
+Source: Dohare et al. 2024, "Loss of plasticity in deep continual learning" (Nature 632), and the code published with
+it, of which the defects are not reproduced; what moved published figures is a setting.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plastiscope.error import ConfigError, require
+from plastiscope.learner.budget import Budget, Count, StepDraws
+from plastiscope.learner.learner import InitialNet, Reset
+from plastiscope.learner.replacement import ReplacingConfig, ReplacingLearner, compensate
+from plastiscope.learner.unit_parameters import ByIndex, ResidualMode, UnitSet
+from plastiscope.learner.unit_statistics import FeatureMagnitude, UnitStatistics, UtilityType
+from plastiscope.measure.keyed import Seed, keyed_uniform
+from plastiscope.net.units import UnitDescription
+from plastiscope.task_shift_mode.task import Task
+
+
+class Compensate(Enum):
+    """Whether the consumers' biases take over a replaced unit's mean contribution."""
+
+    auto = "auto"
+    """Where no batch norm follows the consumer, which would take it away; nowhere with residual_mode=legacy."""
+    on = "on"
+    """At every consumer; all must have a bias."""
+    off = "off"
+
+
+@dataclass(kw_only=True)
+class ContinualBackprop(ReplacingConfig):
+    """Backprop, and after each optimiser step the replacement of units."""
+
+    replacement_rate: float = 1e-4
+    """Units replaced per eligible unit and step."""
+    maturity_threshold: int = 100
+    """Steps; older units are eligible."""
+    decay_rate: float = 0.99
+    """Of the exponential means of utility and activation."""
+    util_type: UtilityType = UtilityType.contribution
+    """weight, contribution, zero_contribution, adaptation, adaptable_contribution, feature_by_input, random."""
+    accumulate: bool = True
+    """Carry fractions of a unit over to the next step; false: replace one with that probability (as published)."""
+    count: Count = Count.eligible
+    """What the rate is multiplied by: eligible units, or all once one is eligible (as published)."""
+    feature_magnitude: FeatureMagnitude = FeatureMagnitude.mean
+    """E|h| of contribution: mean, or cumulative: the sum over all steps (as published)."""
+    compensate: Compensate = Compensate.auto
+    """Consumers' biases take over the mean contribution of a replaced unit: auto, on, off."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        rate, decay = self.replacement_rate, self.decay_rate
+        require(0 <= rate <= 1, "replacement_rate", rate, "must be in [0, 1]")
+        require(0 <= decay < 1, "decay_rate", decay, "must be in [0, 1)")
+        require(self.maturity_threshold >= 0, "maturity_threshold", self.maturity_threshold, "must be 0 or more")
+        is_cumulative = self.feature_magnitude is FeatureMagnitude.cumulative
+        require(
+            not is_cumulative or self.util_type is UtilityType.contribution,
+            "feature_magnitude",
+            self.feature_magnitude.value,
+            "only util_type=contribution has a feature magnitude",
+        )
+
+    def make(
+        self, net: nn.Module, units: UnitDescription, initial_net: InitialNet, seed: int
+    ) -> "ContinualBackpropLearner":
+        """The learner of `net`."""
+        return ContinualBackpropLearner(self, net, units, initial_net, seed)
+
+
+class ContinualBackpropLearner(ReplacingLearner):
+    """Chooses by utility; how many is known on the host, so no step waits for the device."""
+
+    config: ContinualBackprop
+
+    def __init__(
+        self,
+        config: ContinualBackprop,
+        net: nn.Module,
+        units: UnitDescription,
+        initial_net: InitialNet,
+        seed: Seed,
+        lead: int = 0,
+    ) -> None:
+        """Own `net`; see ReplacingLearner."""
+        super().__init__(config, net, units, initial_net, seed, lead)
+        self._check_biases()
+        self.compensates = self._compensates()
+        self.statistics = UnitStatistics(
+            self.parts, config.util_type, config.decay_rate, config.feature_magnitude, self.compensates, lead
+        )
+        self.budgets = {units.name: self._budget(units) for units in self.sets}
+
+    def _compensates(self) -> bool:
+        """Whether any consumer takes over what replaced units contribute."""
+        config = self.config
+        if config.compensate is Compensate.auto and config.residual_mode is not ResidualMode.legacy:
+            consumers = [consumer for part in self.parts for consumer in part.consumers]
+            return any(consumer.bias is not None and not consumer.is_normalised for consumer in consumers)
+        return config.compensate is Compensate.on
+
+    def _check_biases(self) -> None:
+        for part in self.parts:
+            for consumer in part.consumers:
+                if self.config.compensate is Compensate.on and consumer.bias is None:
+                    raise ConfigError(
+                        f"learner.compensate=on: {consumer.weight.name}, which reads the units of "
+                        f"{part.layer.name}, has no bias; use learner.compensate=auto"
+                    )
+
+    def _budget(self, units: UnitSet) -> Budget:
+        config, draw = self.config, None
+        if not config.accumulate:
+            if not isinstance(self.seed, int):
+                raise ConfigError(
+                    "learner.accumulate=false cannot be stacked: each run would replace another number of units at a "
+                    "step. Use learner.accumulate=true, or one process per run"
+                )
+            draw = StepDraws(self.seed, f"replacement/{units.name}")
+        return Budget(units.width, config.replacement_rate, config.maturity_threshold, config.count, draw)
+
+    def begin_task(self, task: Task) -> None:
+        """Start `task`; a network that is reset has fresh units only."""
+        super().begin_task(task)
+        if self.config.reset is Reset.network and task.index > 0:
+            self.statistics.all_anew(self.steps)
+            for budget in self.budgets.values():
+                budget.start_anew(self.steps)
+
+    def wants_features(self) -> bool:
+        """Whether utility or compensation uses them."""
+        return self.statistics.uses_features
+
+    @torch.no_grad()
+    def mechanism(self) -> None:
+        """Update the utilities, and replace what is due."""
+        self.steps += 1
+        self.statistics.update(self.features.take() if self.statistics.uses_features else ())
+        due = [(units, number) for units in self.sets if (number := self.budgets[units.name].due(self.steps))]
+        if due:
+            self._replace(due)
+
+    def _replace(self, due: Sequence[tuple[UnitSet, int]]) -> None:
+        chosen = [(units, ByIndex(self._least_useful(units, number))) for units, number in due]
+        if self.statistics.keeps_mean and self._compensates():
+            for units, which in chosen:
+                for part in units.parts:
+                    compensate(
+                        part, which, self.statistics.corrected_mean(part), self.config.compensate is Compensate.on
+                    )
+        self.replace(chosen)
+        for units, which in chosen:
+            for part in units.parts:
+                self.statistics.start_anew(part, which, self.steps)
+        for units, number in due:
+            self.replaced[units.name] += number
+
+    def _least_useful(self, units: UnitSet, number: int) -> Tensor:
+        """Indices int64 [*lead, number] of the mature units with the least corrected utility.
+
+        Units that identity paths tie together have the mean utility of their layers.
+        """
+        if self.config.util_type is UtilityType.random:
+            born = self.statistics.born[..., self.statistics.places[units.parts[0]]]
+            ids = torch.arange(units.width, device=born.device).expand(born.shape)
+            scores = keyed_uniform(self.seed, f"utility/{units.name}", ids, self.steps)
+        else:
+            scores = torch.stack([self.statistics.corrected_utility(part) for part in units.parts]).mean(0)
+        mature = self.statistics.is_mature(units.parts[0], self.steps, self.config.maturity_threshold)
+        return scores.masked_fill(~mature, float("inf")).topk(number, largest=False).indices
+
+    def must_be_finite(self) -> dict[str, Tensor]:
+        """A unit of NaN or infinite utility keeps it until the epoch's end, where it stops the run."""
+        return {"utility of a unit": self.statistics.utility}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs: also the units' statistics by layer, and the carry of each set."""
+        budgets = {name: budget.state_dict() for name, budget in self.budgets.items()}
+        return super().state_dict() | {"units": self.statistics.state_dict(), "budgets": budgets}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        super().load_state_dict(state)
+        self.statistics.load_state_dict(state["units"])
+        for name, budget in self.budgets.items():
+            budget.load_state_dict(state["budgets"][name])
