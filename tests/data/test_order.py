@@ -213,6 +213,22 @@ def test_scores_of_other_data_are_refused(tmp_path, cpu):
         Arrays(**settings).load(0, cpu)
 
 
+@pytest.mark.parametrize("n", [11, 13])
+def test_scores_by_position_must_be_as_many_as_the_rows(tmp_path, cpu, n):
+    """Unless the ids of the rows are given: here those of the last 12 of n samples, or of all 11 and an unknown one."""
+    labels, ids = np.arange(12) % 3, np.arange(12) + n - 12
+    inputs = np.random.default_rng(0).random((12, 4), dtype=np.float32)
+    np.savez(tmp_path / "data.npz", x_train=inputs, y_train=labels, x_test=inputs, y_test=labels)
+    np.save(tmp_path / "scores.npy", np.linspace(1, 0, n))
+    settings = {"file": str(tmp_path / "data.npz"), "order": Order.low_to_high, "validation_share": 0.0}
+    settings["scores_file"] = str(tmp_path / "scores.npy")
+    with pytest.raises(DataError, match=rf"holds {n} scores by position, and these data have 12 .*data.ids_file"):
+        Arrays(**settings).load(0, cpu)
+    np.save(tmp_path / "ids.npy", ids)
+    train = Arrays(**settings, ids_file=str(tmp_path / "ids.npy")).load(0, cpu).train
+    assert train.ids[train.fixed_order()].tolist() == ids[::-1].tolist()
+
+
 def test_ids_not_rows_carry_the_scores(tmp_path, cpu):
     """Rows of a subset with known and unknown official ids."""
     inputs, labels = np.random.default_rng(0).random((4, 3), dtype=np.float32), np.arange(4) % 2

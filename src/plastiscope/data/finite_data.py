@@ -218,10 +218,21 @@ def _view(
 
 
 def _presentation(settings: FiniteData, raw: RawData, ids: Tensor) -> Presentation | None:
-    """In which order and with which weights the training rows, with `ids`, are presented; None as usual."""
+    """In which order and with which weights the training rows, with `ids`, are presented; None as usual.
+
+    Raises:
+        DataError: scores by position, and not one for each row.
+    """
     if settings.scores_file is None:
         return None
     scores = read_memorization(settings.scores_file, raw.train_files or None)
+    rows_are_ids = settings.ids_file is None
+    if rows_are_ids and scores.id_kind is IdKind.official_order and len(scores.ids) != len(ids):
+        raise DataError(
+            f"data.scores_file={scores.source} holds {len(scores.ids)} scores by position, and these data have "
+            f"{len(ids)} training samples: these are scores of other data. If the data are a part of those, let "
+            "data.ids_file say which."
+        )
     labels = None if raw.train.labels is None else torch.from_numpy(raw.train.labels)
     if scores.id_kind is IdKind.file_name:  # then the row is the id, and classes may be numbered in another way
         ids, labels = torch.arange(len(ids), device=ids.device), None
