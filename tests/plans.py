@@ -7,6 +7,6 @@ USUAL = "analysis=[representation,continual]"
 
 
 def make_plan(*overrides: str) -> Plan:
-    """The plan of `plastiscope <overrides>`, on the CPU and without W&B."""
+    """The plan of `plastiscope <overrides>`, on the CPU, without W&B and (these take most of a short run) figures."""
     usual = [] if any(o.startswith(("analysis=", "experiment=")) for o in overrides) else [USUAL]
-    return compose_plan("use_wandb=false", "device=cpu", *usual, *overrides)
+    return compose_plan("use_wandb=false", "device=cpu", "figures=false", *usual, *overrides)

@@ -13,7 +13,10 @@ from hydra.core.global_hydra import GlobalHydra
 
 from plastiscope import app
 
-QUICK = ("use_wandb=false", "analysis=[]", "num_tasks=1", "epochs=1", "selection=last", "device=cpu", "threads=1")
+QUICK = (
+    *("use_wandb=false", "figures=false", "analysis=[]", "num_tasks=1", "epochs=1", "selection=last"),
+    *("device=cpu", "threads=1"),
+)
 
 
 @pytest.fixture
@@ -90,6 +93,7 @@ def test_quick_run_prints_its_folder(plastiscope, tmp_path):
     code, out, _ = plastiscope(*QUICK)
     assert code == 0
     (folder,) = (path.parent for path in tmp_path.rglob("run.json"))
+    assert not (folder / "figures").exists()
     assert f"done: {folder}" in out
     assert folder.parent.name == "mlp"
     files = {path.name for path in folder.iterdir()}

@@ -92,8 +92,9 @@ def test_every_net_trains(net, images, tmp_path):
 
 @pytest.mark.parametrize("shift", sorted(path.stem for path in (CONFIGS / "task_shift_mode").glob("*.yaml")))
 def test_every_task_shift_trains(shift, tmp_path):
-    overrides = [*TINY, f"task_shift_mode={shift}", "data.samples_per_class=10", "data.test_samples_per_class=5"]
-    run(make_plan(*overrides), tmp_path / "run")
+    few = ("data.samples_per_class=10", "data.test_samples_per_class=5")
+    run(make_plan(*TINY, f"task_shift_mode={shift}", *few, "figures=true"), tmp_path / "run")
+    assert (tmp_path / "run" / "figures" / "accuracy_per_task.png").exists()
     assert read_status(tmp_path / "run")["state"] == "done"
 
 
@@ -111,5 +112,6 @@ def test_every_experiment_trains_on_real_data(path, real_data, tmp_path):
     (tmp_path / "cifar" / "cifar-100-python").symlink_to(real_data / "cifar-100-python-mini")
     places = {"cifar": tmp_path / "cifar", "imagenet": real_data / "imagenet32-mini", "mnist": real_data}
     overrides = [override.format(**places) for override in REAL[path.stem]]
-    run(make_plan(f"experiment={path.stem}", *TINY, *overrides), tmp_path / "run")
+    run(make_plan(f"experiment={path.stem}", *TINY, *overrides, "figures=true"), tmp_path / "run")
     assert read_status(tmp_path / "run")["state"] == "done"
+    assert (tmp_path / "run" / "figures" / "accuracy_per_task.png").exists()

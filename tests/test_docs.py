@@ -31,7 +31,7 @@ from plastiscope.settings import RESUMABLE
 ROOT = Path(__file__).parents[1]
 STUDIES = sorted((ROOT / "experiments").rglob("README.md"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *STUDIES]
-TINY = ("use_wandb=false", "device=cpu", "threads=1", "num_tasks=1", "epochs=1")
+TINY = ("use_wandb=false", "figures=false", "device=cpu", "threads=1", "num_tasks=1", "epochs=1")
 IN_FULL = 8
 """Commands of extending.md that are run, all but a download: one for each kind of component, two for analyses, two for
 arrays."""

@@ -65,7 +65,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def replayed(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("replayed") / "run"
-    run(make_plan(*TINY, *LAST, *LOOKS, f"replay.folder={trained}"), folder)
+    run(make_plan(*TINY, *LAST, *LOOKS, f"replay.folder={trained}", "figures=true"), folder)
     return folder
 
 

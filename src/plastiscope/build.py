@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +29,7 @@ from plastiscope.task_shift_mode.task import TaskShiftConfig
 
 TRUSTED = (*(f"plastiscope.{room}." for room in (*GROUPS, "analysis")), "torch.nn.", "torchvision.models.")
 """What a config found in a run folder may name; more of torch (torch.hub, say) would run code from elsewhere."""
-ANALYSABLE = ("analysis", "device", "threads", "samples", "use_wandb", "wandb", "verbose")
+ANALYSABLE = ("analysis", "device", "threads", "samples", "figures", "use_wandb", "wandb", "verbose")
 """Settings that do not change what was trained, so that an analysis of a finished run may have its own."""
 REPLAYABLE = ("replay.start", "replay.end", "replay.share")
 """The same of those that say what is walked."""
@@ -78,7 +78,7 @@ def build(config: DictConfig, overrides: Sequence[str] = ()) -> Plan:
     extra = [key for key in nodes if key not in top and key not in GROUPS]
     analyses = [_analysis(key, nodes[key], [*top, *GROUPS]) for key in extra]
     parts = {key: component(nodes.get(key), key) for key in GROUPS}
-    resolved = {**OmegaConf.to_container(OmegaConf.structured(settings), enum_to_str=True)}  # type: ignore[dict-item]
+    resolved = _settings(settings)
     resolved |= {key: _resolved(parts[key], nodes[key]) for key in GROUPS}
     resolved |= {key: _resolved(analysis, nodes[key]) for key, analysis in zip(extra, analyses, strict=True)}
     arch, data_name = _short_name(nodes["net"]), _short_name(nodes["data"])
@@ -222,8 +222,12 @@ def _analysis(key: str, node: Any, keys: list[str]) -> Callback:
 def _resolved(part: Any, node: dict[str, Any]) -> dict[str, Any]:
     if isinstance(part, Foreign):
         return node
-    values = OmegaConf.to_container(OmegaConf.structured(part), enum_to_str=True)
-    return {"_target_": node["_target_"], **values}  # type: ignore[dict-item]
+    return {"_target_": node["_target_"], **_settings(part)}
+
+
+def _settings(part: Any) -> dict[str, Any]:
+    """Settings of a dataclass or of an instance of one, as plain containers."""
+    return OmegaConf.to_container(OmegaConf.structured(part), enum_to_str=True)  # type: ignore[return-value]
 
 
 def _short_name(node: dict[str, Any]) -> str:
@@ -271,6 +275,37 @@ def to_yaml(content: dict[str, Any]) -> str:
 def config_hash(content: dict[str, Any]) -> str:
     """SHA-256 of a resolved config."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def as_known_to(plan: Plan, older: dict[str, Any]) -> Plan:
+    """The plan without the settings that an older config does not know, where they stand at their default.
+
+    So a run that was begun before there were these settings goes on as it began, under the hash that it began with.
+
+    Args:
+        plan: of now.
+        older: resolved config of a run.
+    """
+    parts = {key: getattr(plan, key) for key in GROUPS}
+    parts |= {analysis.name: analysis for analysis in plan.analyses if analysis.name in plan.config}
+    defaults = _defaults(plan.settings) | {key: _defaults(part) for key, part in parts.items()}
+    return replace(plan, config=_known(plan.config, older, defaults))
+
+
+def _defaults(part: Any) -> Any:
+    """What the settings of a component are where nothing is given."""
+    return None if isinstance(part, Foreign) else _settings(type(part))
+
+
+def _known(ours: Any, older: Any, defaults: Any) -> Any:
+    """`ours` without the keys at their default that `older` has not."""
+    if not (isinstance(ours, dict) and isinstance(older, dict) and isinstance(defaults, dict)):
+        return ours
+    return {
+        key: _known(value, older.get(key), defaults.get(key))
+        for key, value in ours.items()
+        if key in older or key not in defaults or value != defaults[key]
+    }
 
 
 def differences(ours: Any, theirs: Any, prefix: str = "") -> list[str]:

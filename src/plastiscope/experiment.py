@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from plastiscope.allocator import keep_freed_pages
-from plastiscope.build import Plan, build, config_hash, differences, plain, read_config, to_yaml
+from plastiscope.build import Plan, as_known_to, build, config_hash, differences, plain, read_config, to_yaml
 from plastiscope.data.samples import DataSet
 from plastiscope.error import ConfigError, RunError
 from plastiscope.event import Context
@@ -61,10 +61,13 @@ def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
     if plan.settings.replay.folder is not None:
         plan = with_class_order(plan)
         refuse_training(plan.analyses)
-    if stored is not None and _finished(plan, folder):
-        more = " Raise num_tasks to go on." if plan.settings.replay.folder is None else ""
-        print(f"{folder} is done already ({plan.settings.num_tasks} tasks); nothing to do.{more}")
-        return
+    if stored is not None:
+        theirs = plain(read_config(folder, trust=True))  # compared as it stands; nothing that it names is imported
+        plan = as_known_to(plan, theirs)
+        if _finished(plan, theirs, folder):
+            more = " Raise num_tasks to go on." if plan.settings.replay.folder is None else ""
+            print(f"{folder} is done already ({plan.settings.num_tasks} tasks); nothing to do.{more}")
+            return
     if plan.settings.replay.folder is not None:
         processes = join_processes()
     try:
@@ -105,7 +108,8 @@ def _run_first(
         processes.barrier()  # the folder is ready: the others read where we are
         processes.barrier()
         loop.run()
-        _draw(folder)
+        if plan.settings.figures:
+            _draw(folder)
         write_status(folder, State.done, num_tasks=plan.settings.num_tasks)
         journal.say(f"done: {folder}")
     except Preempted as stop:
@@ -294,13 +298,12 @@ def _resume(plan: Plan, loop: Loop, journal: Journal) -> None:
     journal.progress = Progress(total, done, plan.settings.verbose)
 
 
-def _finished(plan: Plan, folder: Path) -> bool:
-    """Whether the folder holds this run, finished.
+def _finished(plan: Plan, theirs: dict[str, Any], folder: Path) -> bool:
+    """Whether the folder, with `theirs` as its config, holds this run, finished.
 
     Raises:
         RunError: it holds another run.
     """
-    theirs = plain(read_config(folder, trust=True))  # compared as it stands; nothing that it names is imported
     other = [key for key in differences(plan.config, theirs) if not is_resumable(key)]
     if other:
         raise RunError(

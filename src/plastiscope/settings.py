@@ -34,6 +34,8 @@ class Settings:
     """Seconds after which the next epoch boundary writes a checkpoint; task ends and signals always do."""
     verbose: bool = False
     """Also print the train accuracy every 25 batches and the seconds of each epoch."""
+    figures: bool = True
+    """Draw the figures when the run is finished."""
     use_wandb: bool = True
     wandb: WandbSettings = field(default_factory=WandbSettings)
     snapshots: SnapshotSettings = field(default_factory=SnapshotSettings)
@@ -53,7 +55,10 @@ class Settings:
         require(kind in ("auto", "cpu", "cuda", "mps"), "device", self.device, "must be auto, cpu, cuda or mps")
 
 
-RESUMABLE = ("num_tasks", "verbose", "use_wandb", "wandb", "checkpoint_every_s", "threads", "device", "replay.share")
+RESUMABLE = (
+    *("num_tasks", "verbose", "figures", "use_wandb", "wandb", "checkpoint_every_s"),
+    *("threads", "device", "replay.share"),
+)
 """Settings that may differ when a run goes on, with all below them."""
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from plastiscope.build import PLACES, Plan, differences, plain, read_config
+from plastiscope.build import PLACES, Plan, as_known_to, differences, plain, read_config
 from plastiscope.data.samples import DataSet
 from plastiscope.error import ConfigError, RunError
 from plastiscope.formats.checkpoints import CheckpointFolder, Layout, read_class_order
@@ -248,21 +248,14 @@ def _check_source_config(plan: Plan, run: Path) -> dict[str, Any]:
     """
     theirs = plain(read_config(run, trust=True))  # compared as it stands; nothing that it names is imported
     keys = ("seed", "epochs", "data", "net", "task_shift_mode", "learner")
-    ours = {key: _common(plan.config[key], theirs[key]) for key in keys}
-    other = [key for key in differences(ours, {key: theirs[key] for key in keys}) if key not in PLACES]
+    ours = as_known_to(plan, theirs).config
+    other = [d for key in keys for d in differences(ours.get(key), theirs.get(key), key) if d not in PLACES]
     if other:
         raise RunError(
             f"{run} was trained under other settings: {', '.join(other)}. Give the same ones, "
             "or let plastiscope-analyze take them from the folder"
         )
     return theirs
-
-
-def _common(ours: Any, theirs: Any) -> Any:
-    """Our settings without those that the other, older config does not know."""
-    if not isinstance(ours, dict) or not isinstance(theirs, dict):
-        return ours
-    return {key: _common(value, theirs[key]) for key, value in ours.items() if key in theirs}
 
 
 def check_data(stored: dict[str, Any] | None, data: DataSet, folder: Path) -> None:

@@ -106,7 +106,7 @@ def test_numbers_of_a_task_are_about_its_own_epochs(incremental):
 
 def test_where_all_samples_stay_files_hold_the_sum_and_rows_are_ids(tmp_path):
     every = ("data.samples_per_class=null", "data.test_samples=0", "data.validation_share=0.0", "epochs=1")
-    loaded = made(tmp_path / "run", *SAME, *every, "csl.mode=online")
+    loaded = made(tmp_path / "run", *SAME, *every, "csl.mode=online", "figures=true")
     folder = files(tmp_path / "run", 1)
     assert sorted(path.name for path in folder.iterdir()) == [
         "csl_digits_run3_noise_0.0.npy",

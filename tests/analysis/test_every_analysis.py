@@ -1,6 +1,7 @@
 """What holds for every analysis there is: it looks and never touches, it survives a stop, its state is plain."""
 
 import io
+import shutil
 import signal
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from plans import make_plan
 from plastiscope.build import Plan, known_analyses
 from plastiscope.event import Callback
 from plastiscope.experiment import run
+from plastiscope.figure.run import draw_run
 from plastiscope.learner.learner import Learner
 from plastiscope.run.log import read_rows
 
@@ -157,6 +159,13 @@ def test_its_state_is_plain_and_complete(whole):
     torch.save(analysis.state_dict(), buffer)
     buffer.seek(0)
     assert same(torch.load(buffer, weights_only=True), state)
+
+
+def test_its_runs_can_be_drawn(whole, tmp_path):
+    shutil.copytree(whole[1], tmp_path / "run")
+    drawn = draw_run(tmp_path / "run")
+    assert tmp_path / "run" / "figures" / "accuracy_per_task.png" in drawn
+    assert all(path.exists() for path in drawn)
 
 
 def assert_equal(folder: Path, other: Path) -> None:

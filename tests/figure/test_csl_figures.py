@@ -19,7 +19,7 @@ ALL = ["csl_against_learning_time.png", "csl_by_class.png", "csl_by_entry_task.p
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run over digits with wrong labels, two new classes a task."""
     folder = tmp_path_factory.mktemp("csl_figures") / "run"
-    data = ("data.samples_per_class=12", "data.label_noise=0.2")
+    data = ("data.samples_per_class=12", "data.label_noise=0.2", "figures=true")
     run(make_plan("num_tasks=3", "epochs=3", "threads=1", *data, "analysis=[csl]", "csl.input_gradient=true"), folder)
     return folder
 

@@ -75,7 +75,7 @@ def test_all_tasks_are_in_the_panel_of_dead_units_when_later_samples_are_scored(
     seen = []
     monkeypatch.setattr("plastiscope.figure.dormant.dormancy", lambda found: seen.append(found) or dormancy(found))
     tiny = ("num_tasks=3", "epochs=1", "threads=1", "data.samples_per_class=6", "net=mlp", "net.widths=[8]")
-    run(make_plan(*tiny, "analysis=[dormant]", "samples.population=run"), tmp_path / "run")
+    run(make_plan(*tiny, "analysis=[dormant]", "samples.population=run", "figures=true"), tmp_path / "run")
     (found,) = seen
     assert set(found.dead) == {"linear_1", "total", "layer_mean"}
     assert all(len(curve) == 3 and np.isfinite(curve).all() for curve in found.dead.values())
@@ -86,7 +86,8 @@ def test_all_tasks_are_in_the_panel_of_dead_units_when_later_samples_are_scored(
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dormant") / "run"
     tiny = ("num_tasks=2", "epochs=2", "threads=1", "data.samples_per_class=12", "net=mlp", "net.widths=[12,8]")
-    run(make_plan(*tiny, "analysis=[dormant]", "dormant.rules=[persample_strict,persample_module]"), folder)
+    asked = ("analysis=[dormant]", "dormant.rules=[persample_strict,persample_module]", "figures=true")
+    run(make_plan(*tiny, *asked), folder)
     return folder
 
 

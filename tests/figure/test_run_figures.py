@@ -22,7 +22,7 @@ ALL = ["accuracy_per_task.png", "accuracy_matrix.png", "representation.png"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("figures") / "run"
-    run(make_plan(*TINY), folder)
+    run(make_plan(*TINY, "figures=true"), folder)
     return folder
 
 

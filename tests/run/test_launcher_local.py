@@ -9,7 +9,10 @@ from plans import make_plan
 from plastiscope.experiment import run
 from plastiscope.run.status import read_status
 
-SMALL = ("num_tasks=2", "epochs=2", "threads=1", "selection=last", "analysis=[]", "use_wandb=false", "device=cpu")
+SMALL = (
+    *("num_tasks=2", "epochs=2", "threads=1", "selection=last", "analysis=[]"),
+    *("use_wandb=false", "figures=false", "device=cpu"),
+)
 
 
 def sweep(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:

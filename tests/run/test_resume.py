@@ -1,20 +1,21 @@
 """A run that was stopped and went on equals one that was never stopped, bit for bit."""
 
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from forks import killed_at
 from plans import make_plan
+from plastiscope.analyze import analyze
+from plastiscope.build import Plan, read_config
 from plastiscope.error import RunError
-from plastiscope.experiment import run
+from plastiscope.experiment import resume, run
 from plastiscope.learner.learner import Learner
 from plastiscope.run.status import read_status
 
@@ -130,22 +131,14 @@ def test_threads_are_restored_and_said(tmp_path, capsys):
     assert "threads=1, as the run began" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_sigkill_at_random_points(uninterrupted, tmp_path):
-    """Six kills at random points of the process; what is there in the end equals the run that was never killed."""
+    """Nine kills at random points of the process; what is there in the end equals the run that was never killed."""
     folder, generator = tmp_path / "run", random.Random(0)
-    code = "import sys; from plans import make_plan; from plastiscope.experiment import run; from pathlib import Path; "
-    code += "run(make_plan(*sys.argv[2:]), Path(sys.argv[1]))"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-c", code, str(folder), *SMALL, "checkpoint_every_s=0"]
-    for _ in range(6):
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            for lines, _ in enumerate(process.stdout):  # kill after some epochs' lines, so that something is done
-                if lines >= generator.randint(1, 3):
-                    process.send_signal(signal.SIGKILL)
-                    break
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    plan = make_plan(*SMALL, "checkpoint_every_s=0")
+    for _ in range(9):
+        assert killed_at(generator.randint(1, 60), folder, lambda: run(plan, folder))
+    assert read_status(folder)["state"] == "lost"
+    run(plan, folder)
     run_files, whole = contents(folder), contents(uninterrupted)
     run_files.pop("config.yaml"), whole.pop("config.yaml")
     assert [name for name in whole if run_files[name] != whole[name]] == []
@@ -176,6 +169,34 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
     with pytest.raises(RunError, match="was written under other settings"):
         run(make_plan(*few, "learner.lr=0.1", "num_tasks=2"), tmp_path / "one")
     assert (tmp_path / "one" / "metrics.jsonl").read_bytes() == before
+
+
+def older(plan: Plan) -> Plan:
+    """The plan as a version had it that knew neither figures, nor replays, nor orders, nor the net's normalisation."""
+    config = {key: value for key, value in plan.config.items() if key not in ("figures", "replay")}
+    for block, key in (("data", "order"), ("net", "norm"), ("wandb", "tags"), ("continual", "threshold")):
+        config[block] = {name: value for name, value in config[block].items() if name != key}
+    return replace(plan, config=config)
+
+
+def test_a_run_from_before_there_were_some_settings_goes_on(tmp_path):
+    """They stand at their default, in its checkpoint's hash too; another value of them is refused."""
+    few = ("epochs=1", "analysis=[continual]", "threads=1", "selection=last", "data.samples_per_class=12")
+    run(older(make_plan(*few, "num_tasks=1")), tmp_path / "run")
+    begun = read_config(tmp_path / "run")
+    assert "replay" not in begun and "order" not in begun["data"]
+    for change, key in (("net.norm=batch", "net.norm"), (f"replay.folder={tmp_path / 'run'}", "replay")):
+        with pytest.raises(RunError, match=f"belongs to a run with other settings: {key}\\. "):
+            run(make_plan(*few, "num_tasks=2", change), tmp_path / "run")
+    for num_tasks in (2, 3):
+        run(make_plan(*few, f"num_tasks={num_tasks}", "figures=true"), tmp_path / "run")
+    resume(tmp_path / "run", ["num_tasks=4"])
+    run(make_plan(*few, "num_tasks=4"), tmp_path / "whole")
+    assert contents(tmp_path / "run")["metrics.jsonl"] == contents(tmp_path / "whole")["metrics.jsonl"]
+    assert read_config(tmp_path / "run").keys() == begun.keys()
+    assert (tmp_path / "run" / "figures" / "accuracy_per_task.png").exists()
+    analyze(tmp_path / "run", ["analysis=[continual]", "figures=false"], tmp_path / "again")
+    assert read_status(tmp_path / "again")["state"] == "done"
 
 
 def test_other_data_under_the_same_name_are_refused(tmp_path):

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from forks import killed
 from plans import make_plan
 from plastiscope import experiment
 from plastiscope.error import RunError
 from plastiscope.run import sample_store
+from plastiscope.run.matrix_file import MatrixFile
 from plastiscope.run.sample_store import SampleBlock, SampleLabels, SampleStore
 
 TESTS = Path(__file__).parents[1]
@@ -105,33 +107,26 @@ def test_a_kill_at_any_place_changes_nothing(tmp_path):
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "_draw", lambda folder: None)  # slow, and no part of this
     plan = ["data.samples_per_class=12", "num_tasks=2", "epochs=3", "batch_size=16", "threads=1", "net=mlp",
             "net.widths=[8]", "analysis=[csl]", "csl.mode=both", "checkpoint_every_s=0", "selection=last"]  # fmt: skip
-    program = f"""
-import os, signal
-from plans import make_plan
-from plastiscope.experiment import run
-from plastiscope.run.matrix_file import MatrixFile
-write, left = MatrixFile.write, 18
-def killing(self, row, values):
-    global left
-    write(self, row, values)
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-MatrixFile.write = killing
-run(make_plan(*{plan}), __import__("pathlib").Path({str(tmp_path / "killed")!r}))
-"""
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run([sys.executable, "-c", program], env=environment, stdout=subprocess.DEVNULL, check=False)
-    assert ended.returncode == -signal.SIGKILL
-    left = SampleStore(tmp_path / "killed/samples").block(0)
-    assert 0 < left.done("loss").sum() < 3
+    write, left = MatrixFile.write, 18
+
+    def killing(self, row, values):
+        nonlocal left
+        write(self, row, values)
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MatrixFile, "write", killing)
+        assert killed(lambda: experiment.run(make_plan(*plan), tmp_path / "killed"))
+    block = SampleStore(tmp_path / "killed/samples").block(0)
+    assert 0 < block.done("loss").sum() < 3
     for folder in ("killed", "whole"):
         experiment.run(make_plan(*plan), tmp_path / folder)
-    killed, whole = contents(tmp_path / "killed/samples"), contents(tmp_path / "whole/samples")
-    assert killed.keys() == whole.keys() and [name for name in whole if whole[name] != killed[name]] == []
+    ours, whole = contents(tmp_path / "killed/samples"), contents(tmp_path / "whole/samples")
+    assert ours.keys() == whole.keys() and [name for name in whole if whole[name] != ours[name]] == []
 
 
 def test_cutting_back_forgets_later_rows_and_leaves_the_others(tmp_path):
