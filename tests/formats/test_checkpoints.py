@@ -120,11 +120,12 @@ def small(cls=ResNet18) -> nn.Module:
 @pytest.mark.parametrize("wrap", [None, "state_dict", "net", "model", "model_state_dict"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 def test_wrappers_and_prefixes_are_taken_off(tmp_path, wrap, prefix):
-    state = {prefix + key: tensor for key, tensor in small().state_dict().items()}
+    saved = small().state_dict()
+    state = {prefix + key: tensor for key, tensor in saved.items()}
     torch.save(state if wrap is None else {wrap: state, "epoch": 3}, tmp_path / "a.pt")
     net = ResNet18(width=4).make((3, 8, 8), 5)
     fit(net, read_state(tmp_path / "a.pt"), "a.pt")
-    assert all(torch.equal(value, small().state_dict()[key]) for key, value in net.state_dict().items())
+    assert all(torch.equal(value, saved[key]) for key, value in net.state_dict().items())
 
 
 def test_a_prefix_of_some_keys_stays(tmp_path):
