@@ -89,7 +89,7 @@ def test_sizes_that_do_not_fit_are_timed_as_what_fits() -> None:
 
 @pytest.mark.parametrize("backend", [Backend.retained, Backend.linearised])
 def test_graphs_are_kept_while_they_fit(backend: Backend) -> None:
-    frozen = fixture_f(micro_batch=20)
+    frozen = fixture_f(micro_batch=60)
     apart = (*frozen.net.parameters(), frozen.inputs, frozen.targets)
 
     def graphs() -> list[torch.Tensor]:
@@ -98,10 +98,10 @@ def test_graphs_are_kept_while_they_fit(backend: Backend) -> None:
         frozen.net.requires_grad_(False)
         return [tensor for part in found for tensor in part]
 
-    batches = list(frozen.batches())[:3]
+    batches = list(frozen.batches())[:1]
     needed = graph_bytes(graphs, apart) / 60 * 64
     roomy = HessianOperator(frozen, backend, memory=int(1.1 * needed))
-    tight = HessianOperator(fixture_f(micro_batch=20), backend, memory=int(0.9 * needed))
+    tight = HessianOperator(fixture_f(micro_batch=60), backend, memory=int(0.9 * needed))
     for operator in (roomy, tight):
         assert (matrix_of(operator) - exact_hessian(frozen)).abs().max() <= 1e-13
     assert roomy.backend is backend and not roomy.notes

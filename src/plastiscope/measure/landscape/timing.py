@@ -1,7 +1,7 @@
-"""Which route to Hessian products, and which micro-batch, is the fastest here: measured, then chosen.
+"""Which route to curvature products, and which micro-batch, is the fastest here: measured, then chosen.
 
-No route wins everywhere, on a CPU neither does a size of batch; so each is timed on the frozen set itself. What was
-chosen goes into the record, and a run that goes on takes it from there, so that equal runs stay equal.
+No route wins everywhere, on a CPU neither does a size of batch; so each is timed on samples of the frozen set itself.
+What was chosen goes into the record, and a run that goes on takes it from there, so that equal runs stay equal.
 """
 
 import gc
@@ -10,23 +10,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from plastiscope.error import ConfigError
 from plastiscope.measure.landscape.frozen import FrozenLoss
-from plastiscope.measure.landscape.memory import Adaptation
-from plastiscope.measure.landscape.operator import Backend, HessianOperator
+from plastiscope.measure.landscape.memory import Adaptation, budget, is_out_of_memory
+from plastiscope.measure.landscape.operator import KEPT, Backend, FrozenOperator, HessianOperator
+from plastiscope.measure.loss import Loss
 
 MICRO_BATCHES = (32, 128, 512)
-LINEARISE_FROM = 50
-"""Planned products from which building a linearisation can pay."""
-NOT_IMPLEMENTED = (NotImplementedError, RuntimeError)
-"""What torch raises where a layer has no forward mode."""
+TIMED = (Backend.retained, Backend.rebuilt, Backend.jvp)
+"""Routes that are timed with every size."""
+LINEARISE_ABOVE = 30.0
+"""Planned seconds from which tracing the gradient can pay: it takes seconds for each micro-batch of a deep network."""
+FAR_OFF = 2.0
+"""A first product, which also warms up, takes less than so many later ones."""
+CLOSE = 1.25
+"""Candidates within this factor of the best are timed again."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one candidate: `build` once, then `product` each; `reason` why it cannot be used, else ""."""
+    """Seconds of one candidate over the samples of this process.
+
+    Attributes:
+        backend: the route.
+        micro_batch: samples at a time.
+        build: seconds once.
+        product: seconds of each product.
+        reason: why it is out of the question, else "".
+    """
 
     backend: Backend
     micro_batch: int
@@ -42,24 +54,37 @@ class Timing:
 def time_candidates(
     frozen: FrozenLoss,
     planned: int,
-    backends: Sequence[Backend] = (Backend.retained, Backend.rebuilt, Backend.linearised, Backend.jvp),
+    backends: Sequence[Backend] | None = None,
     micro_batches: Sequence[int] = MICRO_BATCHES,
+    kind: type[FrozenOperator] = HessianOperator,
 ) -> list[Timing]:
-    """Time two products of every candidate; the smaller counts.
+    """Time the products of every candidate that has a chance.
+
+    Each is timed on as many samples as the largest micro-batch has, and given up where its first product shows that it
+    cannot be the best. Those that come close to the best are timed once more, in turns with it, and the smaller time
+    counts: what disturbs the machine only ever makes a time longer. No other process takes part.
 
     Args:
         frozen: the loss.
         planned: products that will be asked for.
-        backends: routes; `linearised` is left out below LINEARISE_FROM products.
+        backends: routes, each with every size. By default `TIMED`, and then `linearised` with the best size, where
+            more than LINEARISE_ABOVE seconds are planned and the loss is a `Loss`: torch 2.13 crashes, beyond any
+            rescue, where it traces the gradient of its own `mse_loss`, which a user's loss may call.
         micro_batches: sizes; those above the set's are one. Where samples depend on each other, the loss' own alone.
+        kind: of operator.
     """
-    sizes = _sizes(frozen, micro_batches)
-    found = []
-    for backend in backends:
-        if backend is Backend.linearised and planned < LINEARISE_FROM:
-            continue
-        found += [_timed(frozen.with_micro_batch(size), backend) for size in sizes]
-    return found
+    found: list[Timing] = []
+    for backend in backends or TIMED:
+        for size in _sizes(frozen, micro_batches):
+            found.append(
+                _Candidate(frozen, kind, backend, size, max(micro_batches)).timed(planned, _best(found, planned))
+            )
+    best = _best(found, planned)
+    if best is None:
+        return found
+    if backends is None and isinstance(frozen.loss, Loss) and best.total(planned) > LINEARISE_ABOVE:
+        found.append(_Candidate(frozen, kind, Backend.linearised, best.micro_batch, 1).timed(planned, best))
+    return [_again(timing, frozen, kind, planned, max(micro_batches), found) for timing in found]
 
 
 def choose_candidate(timings: Sequence[Timing], planned: int) -> Timing:
@@ -68,11 +93,28 @@ def choose_candidate(timings: Sequence[Timing], planned: int) -> Timing:
     Raises:
         ConfigError: none can be used.
     """
-    usable = [timing for timing in timings if not timing.reason]
-    if not usable:
+    best = _best(timings, planned)
+    if best is None:
         reasons = "; ".join(f"{t.backend.value}, {t.micro_batch}: {t.reason}" for t in timings)
         raise ConfigError(f"no route to products with the Hessian can be used ({reasons})")
-    return min(usable, key=lambda timing: timing.total(planned))
+    return best
+
+
+def _best(timings: Sequence[Timing], planned: int) -> Timing | None:
+    usable = [timing for timing in timings if not timing.reason]
+    return min(usable, key=lambda timing: timing.total(planned), default=None)
+
+
+def _again(
+    timing: Timing, frozen: FrozenLoss, kind: type[FrozenOperator], planned: int, most: int, found: Sequence[Timing]
+) -> Timing:
+    """The smaller of two timings, where it matters."""
+    best = _best(found, planned)
+    close = [t for t in found if not t.reason and best and t.total(planned) <= CLOSE * best.total(planned)]
+    if timing not in close or len(close) == 1 or timing.backend is Backend.linearised:
+        return timing
+    second = _Candidate(frozen, kind, timing.backend, timing.micro_batch, most).timed(planned, None)
+    return timing if second.reason else replace(timing, product=min(timing.product, second.product))
 
 
 def _sizes(frozen: FrozenLoss, micro_batches: Sequence[int]) -> list[int]:
@@ -81,28 +123,51 @@ def _sizes(frozen: FrozenLoss, micro_batches: Sequence[int]) -> list[int]:
     return sorted({min(size, len(frozen)) for size in tried})
 
 
-def _timed(frozen: FrozenLoss, backend: Backend) -> Timing:
-    operator = HessianOperator(frozen, backend, adapts=False)
-    vector = torch.ones(operator.space.dimension, dtype=operator.dtype, device=operator.device)
-    try:
-        first = _seconds(operator, vector)
-        later = min(_seconds(operator, vector) for _ in range(2))
-        return Timing(backend, frozen.micro_batch, max(first - later, 0.0), later)
-    except torch.OutOfMemoryError:
-        return Timing(backend, frozen.micro_batch, 0.0, 0.0, "it does not fit into memory")
-    except NOT_IMPLEMENTED as error:
-        return Timing(backend, frozen.micro_batch, 0.0, 0.0, str(error).splitlines()[0])
-    finally:
-        operator.release()
-        gc.collect()
+class _Candidate:
+    """One route with one size, over the first samples: as many as `most`, and one micro-batch at least."""
 
+    def __init__(self, frozen: FrozenLoss, kind: type[FrozenOperator], backend: Backend, size: int, most: int) -> None:
+        n = min(max(size, most), len(frozen))
+        part = replace(
+            frozen.alone(),
+            inputs=frozen.inputs[:n],
+            targets=frozen.targets[:n],
+            micro_batch=size,
+            adaptation=Adaptation(),
+        )
+        self.backend, self.size, self.scale = backend, size, len(frozen) / n
+        room = int(budget(frozen.inputs.device) / self.scale)
+        self.operator = kind(part, backend, adapts=False, memory=room)
 
-def _seconds(operator: HessianOperator, vector: Tensor) -> float:
-    began = time.perf_counter()
-    product = operator(vector)
-    if product.is_cuda:
-        torch.cuda.synchronize(product.device)
-    return time.perf_counter() - began
+    def timed(self, planned: int, best: Timing | None) -> Timing:
+        """Its timing, for all samples; with a reason if it cannot be used, or not be the best."""
+        limit = best.total(planned) if best else float("inf")
+        try:
+            first = self._seconds()
+            if self.operator.backend is not self.backend:
+                return self._without(self.operator.notes[-1])
+            if first > limit or (self.backend not in KEPT and planned * first > FAR_OFF * limit):
+                return self._without(f"its first product took {first:.2g} s, too long to be the fastest")
+            later = min(self._seconds() for _ in range(2))
+            return Timing(self.backend, self.size, max(first - later, 0.0) if self.backend in KEPT else 0.0, later)
+        except RuntimeError as error:  # NotImplementedError, too, is one
+            why = "it does not fit into memory" if is_out_of_memory(error) else str(error).splitlines()[0]
+            return self._without(why)
+        finally:
+            self.operator.release()
+            gc.collect()
+
+    def _seconds(self) -> float:
+        """Of one product over all samples, judged by these."""
+        vector = torch.ones(self.operator.space.dimension, dtype=self.operator.dtype, device=self.operator.device)
+        began = time.perf_counter()
+        product = self.operator(vector)
+        if product.is_cuda:
+            torch.cuda.synchronize(product.device)
+        return self.scale * (time.perf_counter() - began)
+
+    def _without(self, reason: str) -> Timing:
+        return Timing(self.backend, self.size, 0.0, 0.0, reason)
 
 
 def time_forward(frozen: FrozenLoss, micro_batches: Sequence[int] = MICRO_BATCHES) -> dict[int, float]:
