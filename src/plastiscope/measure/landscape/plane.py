@@ -223,14 +223,21 @@ def shape_of(losses: Tensor, a: Tensor, b: Tensor) -> Shape:
 
 def _quadratic(losses: Tensor, a: Tensor, b: Tensor, i: int, j: int) -> tuple[tuple[float, float], float]:
     """Second derivatives and R^2 of a quadratic through the cells within one of the middle; NaN of bad cells."""
-    inner = losses[i - 1 : i + 2, j - 1 : j + 2].flatten()
-    if not torch.isfinite(inner).all():
+    inner = losses[i - 1 : i + 2, j - 1 : j + 2].flatten().tolist()
+    if not all(map(math.isfinite, inner)):
         return (math.nan, math.nan), math.nan
-    units = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
-    x, y = (grid.flatten() for grid in torch.meshgrid(units, units, indexing="ij"))  # in cells, whatever the span
-    design = torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y], 1)
-    fit = torch.linalg.lstsq(design, inner.unsqueeze(1)).solution.squeeze(1)
-    left = (inner - design @ fit).square().sum()
-    spread = (inner - inner.mean()).square().sum()
-    curvatures = 2 * fit[3].item() / a[i + 1].item() ** 2, 2 * fit[5].item() / b[j + 1].item() ** 2
-    return curvatures, 1 - (left / spread).item() if spread > 0 else math.nan
+    # In cells, whatever the span, 1, x, y, x^2 - 2/3, x y, y^2 - 2/3 are orthogonal over the nine cells, so that each
+    # coefficient is a quotient of exact sums: a solver's last bits depend on where in memory its arrays lie.
+    cells = [(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)]
+    columns = [[1.0] * 9, *zip(*((x, y, x * x - 2 / 3, x * y, y * y - 2 / 3) for x, y in cells), strict=True)]
+    fit = [_sum(column, inner) / _sum(column, column) for column in columns]
+    found = [_sum(fit, row) for row in zip(*columns, strict=True)]
+    left = math.fsum((f - g) ** 2 for f, g in zip(inner, found, strict=True))
+    spread = math.fsum((f - fit[0]) ** 2 for f in inner)
+    curvatures = 2 * fit[3] / a[i + 1].item() ** 2, 2 * fit[5] / b[j + 1].item() ** 2
+    return curvatures, 1 - left / spread if spread > 0 else math.nan
+
+
+def _sum(one: Sequence[float], other: Sequence[float]) -> float:
+    """Inner product, rounded once a term and once in all."""
+    return math.fsum(a * b for a, b in zip(one, other, strict=True))
