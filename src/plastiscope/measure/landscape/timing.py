@@ -7,6 +7,7 @@ What was chosen goes into the record, and a run that goes on takes it from there
 import gc
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +15,7 @@ import torch
 from plastiscope.error import ConfigError
 from plastiscope.measure.landscape.frozen import FrozenLoss
 from plastiscope.measure.landscape.memory import Adaptation, budget, is_out_of_memory
-from plastiscope.measure.landscape.operator import KEPT, Backend, FrozenOperator, HessianOperator
+from plastiscope.measure.landscape.operator import KEPT, Backend, FrozenOperator, HessianOperator, NonFiniteProduct
 from plastiscope.measure.loss import Loss
 
 MICRO_BATCHES = (32, 128, 512)
@@ -158,12 +159,13 @@ class _Candidate:
             gc.collect()
 
     def _seconds(self) -> float:
-        """Of one product over all samples, judged by these."""
+        """Of one product over all samples, judged by these; one that is not finite takes as long."""
         vector = torch.ones(self.operator.space.dimension, dtype=self.operator.dtype, device=self.operator.device)
         began = time.perf_counter()
-        product = self.operator(vector)
-        if product.is_cuda:
-            torch.cuda.synchronize(product.device)
+        with suppress(NonFiniteProduct):
+            self.operator(vector)
+        if vector.is_cuda:
+            torch.cuda.synchronize(vector.device)
         return self.scale * (time.perf_counter() - began)
 
     def _without(self, reason: str) -> Timing:
