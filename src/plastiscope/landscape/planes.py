@@ -247,7 +247,7 @@ def _lengths(look: Look, values: Sequence[float]) -> tuple[list[float], str]:
     return [1.0, 1.0], Scale.unit.value
 
 
-def _random(look: Look, k: int) -> Case:
+def _random(look: Look, k: int) -> Case | str:
     """Random plane k; its directions are those with numbers 2k and 2k + 1."""
     settings, space = look.settings.planes, look.frozen.space
     first, second = (
@@ -261,6 +261,8 @@ def _random(look: Look, k: int) -> Case:
         )
         for i in (0, 1)
     )
+    if not first.any() or not second.any():
+        return "random directions are zero: all chosen parameters have one dimension, and exclude_bn_and_bias is true"
     if settings.orthogonalize:
         second = orthogonal(second, first)
     facts = {
