@@ -61,6 +61,8 @@ NETS = {
     "mlp": [],
     "deep_linear": [],
     "convnet": ["data.resize=32"],
+    "convnet2": ["data.resize=32"],
+    "vgg16": ["data.resize=32", "net.width=2"],
     "resnet18": ["net.width=4"],
     "resnet18_shortcut": ["net.width=4"],
     "vit": ["net.depth=1", "net.width=16"],

@@ -6,13 +6,19 @@ import torch
 from torch import nn
 
 from plastiscope.net.activation import Activation
-from plastiscope.net.convnet import ConvNet
+from plastiscope.net.convnet import ConvNet, NormAt
+from plastiscope.net.convnet2 import ConvNet2
 from plastiscope.net.deep_linear import DeepLinear
+from plastiscope.net.layers import Head, Kind, Layers
 from plastiscope.net.mlp import Init, Mlp, Norm
 from plastiscope.net.net import NetConfig
+from plastiscope.net.projection import PhiAt, Projection
 from plastiscope.net.resnet18 import ResNet18
 from plastiscope.net.resnet18_shortcut import ResNet18Shortcut
+from plastiscope.net.svd import Inner, Orthogonal, Sign
+from plastiscope.net.vgg16 import Vgg16
 from plastiscope.net.vit import Pooling, Vit
+from plastiscope.net.weight_normalised import InputStatistic
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,64 @@ CASES: dict[str, Case] = {
     "vit": Case(Vit(depth=2, width=8, heads=2, hidden=12, patch=4, dropout=0.1), (3, 8, 12), 5),
     "vit_mean": Case(Vit(depth=1, width=8, heads=2, hidden=12, patch=4, pooling=Pooling.mean), (1, 8, 8), 5),
 }
+
+WEIGHT_NORMALISED = Layers(kind=Kind.weight_normalised)
+SVD = Layers(kind=Kind.svd)
+PROJECTION = Layers(kind=Kind.projection)
+MAPPED = Layers(kind=Kind.projection, phi_at=PhiAt.map)
+
+
+def _mlp(activation: Activation = Activation.relu, norm: Norm = Norm.none, **layers: object) -> Case:
+    return Case(Mlp(widths=[12, 9], activation=activation, norm=norm, layers=Layers(**layers)), (2, 3, 3), 4)  # type: ignore[arg-type]
+
+
+def _convnet(**settings: object) -> Case:
+    return Case(ConvNet(channels=[4, 5], kernel_sizes=[3, 2], widths=[7], **settings), (3, 13, 18), 2)  # type: ignore[arg-type]
+
+
+def _resnet(layers: Layers) -> Case:
+    return Case(ResNet18(width=4, layers=layers), (3, 16, 16), 5)
+
+
+VARIANTS: dict[str, Case] = {
+    "mlp_weight_normalised": _mlp(kind=Kind.weight_normalised),
+    "mlp_weight_normalised_batch": _mlp(norm=Norm.batch, kind=Kind.weight_normalised, head=Head.plain),
+    "mlp_variance": _mlp(kind=Kind.weight_normalised, input_statistic=InputStatistic.variance),
+    "mlp_svd": _mlp(kind=Kind.svd),
+    "mlp_svd_inner": _mlp(
+        norm=Norm.layer, kind=Kind.svd, rank=5, inner=Inner.relu, singular_values=Sign.softplus, head=Head.plain
+    ),
+    "mlp_svd_penalty": _mlp(kind=Kind.svd, orthogonal=Orthogonal.penalty, singular_values=Sign.signed),
+    "mlp_projection": _mlp(kind=Kind.projection),
+    "mlp_coordinates": _mlp(norm=Norm.batch, kind=Kind.projection, projection=Projection.coordinates, head=Head.plain),
+    "mlp_mapped": _mlp(norm=Norm.layer, kind=Kind.projection, phi_at=PhiAt.map),
+    "mlp_prelu": _mlp(Activation.prelu),
+    "mlp_prelu_shared": _mlp(Activation.prelu_shared, Norm.batch),
+    "mlp_maxout": _mlp(Activation.maxout),
+    "mlp_maxout_batch": _mlp(Activation.maxout, Norm.batch, maxout_pieces=3),
+    "mlp_maxout_weight_normalised": _mlp(Activation.maxout, kind=Kind.weight_normalised),
+    "mlp_crelu": _mlp(Activation.crelu),
+    "mlp_crelu_weight_normalised": _mlp(Activation.crelu, Norm.batch, kind=Kind.weight_normalised),
+    "convnet_batch": _convnet(norm=Norm.batch),
+    "convnet_layer": _convnet(norm=Norm.layer),
+    "convnet_layer_linear": _convnet(norm=Norm.layer, norm_at=NormAt.linear),
+    "convnet_batch_conv": _convnet(norm=Norm.batch, norm_at=NormAt.conv),
+    "convnet_weight_normalised": _convnet(layers=WEIGHT_NORMALISED),
+    "convnet_svd": _convnet(layers=SVD),
+    "convnet_projection": _convnet(layers=PROJECTION),
+    "convnet_mapped": _convnet(layers=MAPPED, activation=Activation.leaky_relu),
+    "convnet_prelu": _convnet(activation=Activation.prelu),
+    "convnet_maxout": _convnet(activation=Activation.maxout, norm=Norm.batch),
+    "convnet_crelu": _convnet(activation=Activation.crelu, norm=Norm.layer),
+    "convnet2": Case(ConvNet2(channels=[4, 5], kernel_sizes=[3, 2], widths=[7], norm=Norm.batch), (3, 13, 18), 2),
+    "vgg16": Case(Vgg16(width=2), (3, 32, 64), 4),
+    "vgg16_plain": Case(Vgg16(width=2, norm=Norm.none, init=Init.kaiming_uniform, widths=[5]), (3, 32, 32), 4),
+    "resnet18_weight_normalised": _resnet(WEIGHT_NORMALISED),
+    "resnet18_svd": _resnet(SVD),
+    "resnet18_projection": _resnet(PROJECTION),
+}
+"""Networks of other layers and activations, one for each setting that changes their modules."""
+CASES |= VARIANTS
 
 
 def randomise(net: nn.Module) -> nn.Module:

@@ -7,8 +7,10 @@ from torch import nn
 
 from plastiscope.error import ConfigError
 from plastiscope.net.capture import capture
+from plastiscope.net.layers import COMPOSED
 from plastiscope.net.module_outputs import module_outputs
 from plastiscope.net.resnet18 import ResNet18
+from plastiscope.net.units import width_of
 
 
 def test_the_published_resnet_has_21_modules_with_4900_units_and_17_taps_with_3904():
@@ -24,12 +26,12 @@ def test_all_modules_are_there_in_order_of_execution(name):
     case = CASES[name]
     net, order = case.make(), []
     for path, module in net.named_modules():
-        if type(module) in (nn.Conv2d, nn.Linear):
+        if isinstance(module, (nn.Conv2d, nn.Linear, *COMPOSED)):
             module.register_forward_hook(lambda _, __, output, path=path: order.append((path, output.shape)))
     layers = module_outputs(net, case.inputs(2))
     assert [layer.name for layer in layers] == [path for path, _ in order]
     for layer, (path, shape) in zip(layers, order, strict=True):
-        assert shape[layer.unit_axis] == layer.width == net.get_parameter(f"{path}.weight").shape[0]
+        assert shape[layer.unit_axis] == layer.width == width_of(net, path)
 
 
 class Twice(nn.Module):

@@ -88,7 +88,13 @@ def test_yaml_equals_the_dataclass(path):
     module, _, name = target.rpartition(".")
     assert module == f"plastiscope.net.{path.stem}"
     defaults = dataclasses.asdict(getattr(importlib.import_module(module), name)())
-    assert node == {key: value.name if isinstance(value, Enum) else value for key, value in defaults.items()}
+    assert node == named(defaults)
+
+
+def named(value):
+    if isinstance(value, dict):
+        return {key: named(entry) for key, entry in value.items()}
+    return value.name if isinstance(value, Enum) else value
 
 
 @pytest.mark.parametrize(
@@ -159,7 +165,7 @@ def test_gains_are_torchs(name):
     assert Activation[name].gain == pytest.approx(nn.init.calculate_gain(name, 0.01 if name == "leaky_relu" else None))
 
 
-@pytest.mark.parametrize("activation", Activation)
+@pytest.mark.parametrize("activation", [a for a in Activation if hasattr(F, a.value) and a is not Activation.prelu])
 def test_activation_modules_compute_the_function_of_their_name(activation):
     z = torch.linspace(-3, 3, 31)
     assert torch.equal(activation.module()(z), getattr(F, activation.value)(z))

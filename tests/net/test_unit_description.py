@@ -9,13 +9,14 @@ from plastiscope.net.capture import capture
 from plastiscope.net.describe import describe
 from plastiscope.net.discover import discover
 from plastiscope.net.resnet18 import ResNet18
-from plastiscope.net.units import Layer, Site, Wire, by_unit, columns, rows, width_of
+from plastiscope.net.units import Layer, Site, Wire, by_unit, columns, norm_rows, rows, width_of
 
 
 def prepared(name: str) -> tuple[nn.Module, Tensor]:
     """A network in float64 and inputs for it."""
     if name in CASES:
-        return CASES[name].make(torch.float64), CASES[name].inputs(64, torch.float64)
+        samples = 16 if name.startswith("vgg") else 64
+        return CASES[name].make(torch.float64), CASES[name].inputs(samples, torch.float64)
     inputs = torch.randn(64, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     return shared_relu().double(), inputs
 
@@ -24,9 +25,9 @@ every_net = pytest.mark.parametrize("name", [*CASES, "foreign"])
 
 
 def part(net: nn.Module, wire: Wire, unit: int) -> Tensor:
-    """The columns of a unit in the parameter of a wire, as a view."""
+    """The columns of a unit in the parameter (or buffer) of a wire, as a view."""
     start = wire.offset + unit * wire.block
-    return net.get_parameter(wire.parameter).data.narrow(wire.axis, start, wire.block)
+    return net.state_dict()[wire.parameter].narrow(wire.axis, start, wire.block)
 
 
 def feature_of(net: nn.Module, layer: Layer, inputs: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ def test_discovery_agrees_with_what_the_net_says(case: Case):
 
 def has_layer_norm(net: nn.Module, layer: Layer) -> bool:
     """Whether every unit of the layer sees the incoming weights of every other one."""
-    return layer.norm is not None and isinstance(net.get_submodule(layer.norm), nn.LayerNorm)
+    return layer.norm is not None and isinstance(net.get_submodule(layer.norm), nn.LayerNorm | nn.GroupNorm)
 
 
 @every_net
@@ -86,7 +87,8 @@ def test_incoming_rows_and_norm_of_a_unit_change_its_feature_alone(name):
     for layer in describe(net, inputs).layers:
         before = feature_of(net, layer, inputs)
         assert before.shape[:2] == (len(inputs), layer.width)
-        norms = [rows(net, norm) for norm in (layer.norm, layer.shortcut_norm) if norm]
+        norms = [norm_rows(net, layer)] if layer.norm else []
+        norms += [rows(net, layer.shortcut_norm)] if layer.shortcut_norm else []
         weights = [] if has_layer_norm(net, layer) else [wires for wires in (layer.incoming, layer.shortcut) if wires]
         for wires in weights + norms:
             unit = layer.width // 3

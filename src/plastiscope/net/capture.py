@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from plastiscope.error import ConfigError
+from plastiscope.net.activation import BothSigns, MaxOut
+from plastiscope.net.layers import LEAVES
 from plastiscope.net.units import Layer, Site, by_unit
 
 ACTIVATION_MODULES: dict[type[nn.Module], str] = {
@@ -34,8 +36,10 @@ ACTIVATION_MODULES: dict[type[nn.Module], str] = {
     nn.Hardtanh: "hardtanh",
     nn.Hardswish: "hardswish",
     nn.Hardsigmoid: "hardsigmoid",
+    MaxOut: "maxout",
+    BothSigns: "crelu",
 }
-"""Activation modules, and the functions of torch, torch.nn.functional or torch.Tensor that they stand for."""
+"""Activation modules, and the functions of torch, torch.nn.functional or torch.Tensor that most of them stand for."""
 
 ACTIVATION_FUNCTIONS = frozenset(ACTIVATION_MODULES.values())
 
@@ -74,7 +78,8 @@ def watch(net: nn.Module, modules: Mapping[str, nn.Module], functions: bool, rec
 
     Calls are counted from 0 in each forward of `net`. Of several outputs the first is handed over, such as that of
     nn.MultiheadAttention, which also gives its weights. A functional call inside an activation module is that module's
-    own and is left out. Hooks keep torch's transformer layers off their fused path, which hides activations.
+    own and is left out, and so is one between the factors of a layer's weights. Hooks keep torch's transformer layers
+    off their fused path, which hides activations.
     """
     counts: Counter[tuple[str, str | None]] = Counter()
     running: list[tuple[str, bool]] = []
@@ -100,7 +105,7 @@ def watch(net: nn.Module, modules: Mapping[str, nn.Module], functions: bool, rec
     with ExitStack() as stack:
         stack.callback(net.register_forward_pre_hook(begin).remove)
         for path, module in paths.items():
-            entry = (path, isinstance(module, tuple(ACTIVATION_MODULES)))
+            entry = (path, isinstance(module, (*ACTIVATION_MODULES, *LEAVES)))
             stack.callback(module.register_forward_pre_hook(lambda *_, entry=entry: running.append(entry)).remove)
             stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         for path, module in modules.items():

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from plastiscope.event import undisturbed
+from plastiscope.net.activation import BothSigns, MaxOut
 from plastiscope.net.capture import ACTIVATION_MODULES, activation_name, watch
+from plastiscope.net.layers import WEIGHTS
 from plastiscope.net.units import TIED, Layer, Site, UnitDescription, rows
-from plastiscope.net.wiring import NORMS, WEIGHTS, Graph, Readers, Source
+from plastiscope.net.wiring import NORMS, Graph, Readers, Source, is_linear
 
 Shape = tuple[int, ...]
 ACTIVATIONS = tuple(ACTIVATION_MODULES)
@@ -85,8 +87,10 @@ def _wired(graph: Graph, node: Node, bare: Layer) -> tuple[Layer, Readers]:
     source, shortcut, obstacles = _made_of(graph.sources_of(node))
     site, axis, width = bare.site, bare.unit_axis, bare.width
     ndim = len(node.meta["shape"])
+    made_by = graph.modules[site.module]
     if source is not None:
-        axis = ndim - 1 if isinstance(graph.modules[source.module], nn.Linear) else 1
+        is_last = is_linear(graph.modules[source.module]) and not isinstance(made_by, BothSigns)
+        axis = ndim - 1 if is_last else 1
         width = node.meta["shape"][axis]
     feature_node, feature_site = graph.pooled(node)
     read = graph.readers(feature_node, width, axis)
@@ -95,17 +99,18 @@ def _wired(graph: Graph, node: Node, bare: Layer) -> tuple[Layer, Readers]:
         obstacles.append("its units are among the outputs")
     if not (read.wires or read.is_tied):
         obstacles.append("nothing reads its units")
+    pieces = made_by.pieces if isinstance(made_by, MaxOut) else 1
     layer = Layer(
         name=source.module if source else bare.name,
         width=width,
         site=feature_site,
-        incoming=rows(graph.net, source.module) if source and not source.obstacle else (),
+        incoming=rows(graph.net, source.module, pieces) if source and not source.obstacle else (),
         norm=source.norm if source else None,
         consumers=tuple(read.wires),
         replaceable=not obstacles,
         reason=obstacles[0] if obstacles else "",
         unit_axis=axis,
-        activation=site.function or activation_name(graph.modules[site.module]),
+        activation=site.function or activation_name(made_by),
         shortcut=rows(graph.net, shortcut.module) if shortcut and not shortcut.obstacle else (),
         shortcut_norm=shortcut.norm if shortcut else None,
     )

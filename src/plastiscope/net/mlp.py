@@ -1,33 +1,16 @@
 """Fully connected networks."""
 
 import math
-from collections import OrderedDict
 from dataclasses import dataclass, field
-from enum import Enum
-from itertools import pairwise
 
 from torch import nn
 
 from plastiscope.error import require
 from plastiscope.net.activation import Activation
-from plastiscope.net.units import Layer, Site, UnitDescription, columns, rows, width_of
+from plastiscope.net.chain import Chain, ChainNet, Norm, check_activation, check_init
+from plastiscope.net.layers import Init, Layers
 
-
-class Norm(Enum):
-    """The normalisation between the weights and the activation of a hidden layer."""
-
-    none = "none"
-    batch = "batch"
-    layer = "layer"
-
-
-class Init(Enum):
-    """The distribution of initial weights and biases."""
-
-    default = "default"
-    """torch's own for nn.Linear: weights and biases uniform within 1/sqrt(fan_in)."""
-    kaiming_uniform = "kaiming_uniform"
-    """Weights uniform within gain sqrt(3/fan_in), gain 1 for the head; biases zero (published permuted MNIST)."""
+__all__ = ["FeedForward", "Init", "Mlp", "Norm"]
 
 
 @dataclass(kw_only=True)
@@ -42,30 +25,23 @@ class Mlp:
     dropout: float = 0.0
     """Probability that an activation is dropped in training."""
     init: Init = Init.default
+    layers: Layers = field(default_factory=Layers)
+    """How the linear layers are parametrised."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(all(width > 0 for width in self.widths), "widths", self.widths, "each must be 1 or more")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "must be in [0, 1)")
+        check_init(self.init, self.layers)
+        check_activation(self.activation, self.layers)
 
     def make(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
-        """A freshly initialised network."""
+        """A freshly initialised network; raises ConfigError when projections cannot have the widths."""
         sizes = [math.prod(input_shape), *self.widths, outputs]
-        net = FeedForward(sizes, self.activation, self.norm, self.dropout)
-        if self.init is Init.kaiming_uniform:
-            for name, module in net.named_children():
-                if isinstance(module, nn.Linear):
-                    _kaiming_uniform(module, 1.0 if name == "head" else self.activation.gain)
-        return net
+        return FeedForward(sizes, self.activation, self.norm, self.dropout, layers=self.layers, init=self.init)
 
 
-def _kaiming_uniform(linear: nn.Linear, gain: float) -> None:
-    bound = gain * math.sqrt(3.0 / linear.in_features)
-    nn.init.uniform_(linear.weight, -bound, bound)
-    nn.init.zeros_(linear.bias)
-
-
-class FeedForward(nn.Sequential):
+class FeedForward(ChainNet):
     """Flatten, then linear, norm, activation, dropout for each hidden layer, then the head."""
 
     def __init__(
@@ -75,6 +51,8 @@ class FeedForward(nn.Sequential):
         norm: Norm = Norm.none,
         dropout: float = 0.0,
         bias: bool = True,
+        layers: Layers | None = None,
+        init: Init = Init.default,
     ) -> None:
         """Make a network.
 
@@ -84,35 +62,12 @@ class FeedForward(nn.Sequential):
             norm: before the activation.
             dropout: probability, after the activation.
             bias: whether linear layers have biases.
+            layers: how they are parametrised; None = plain.
+            init: the distribution of initial weights.
         """
-        modules: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
-        sites = []
-        for i, (inputs, width) in enumerate(pairwise(sizes[:-1]), start=1):
-            modules[f"linear_{i}"] = nn.Linear(inputs, width, bias)
-            if norm is not Norm.none:
-                modules[f"norm_{i}"] = nn.BatchNorm1d(width) if norm is Norm.batch else nn.LayerNorm(width)
-            if activation is not None:
-                modules[f"activation_{i}"] = activation.module()
-            sites.append(next(reversed(modules)))
-            if dropout > 0:
-                modules[f"dropout_{i}"] = nn.Dropout(dropout)
-        modules["head"] = nn.Linear(sizes[-2], sizes[-1], bias)
-        super().__init__(modules)
-        self._sites, self._activation, self._norm = sites, activation, norm
-
-    def unit_description(self) -> UnitDescription:
-        """One layer for each hidden linear layer."""
-        names = [*(f"linear_{i}" for i in range(1, len(self._sites) + 1)), "head"]
-        layers = tuple(
-            Layer(
-                name=name,
-                width=width_of(self, name),
-                site=Site(site),
-                incoming=rows(self, name),
-                norm=None if self._norm is Norm.none else name.replace("linear", "norm"),
-                consumers=(columns(reader),),
-                activation="" if self._activation is None else self._activation.value,
-            )
-            for name, reader, site in zip(names, names[1:], self._sites, strict=False)
-        )
-        return UnitDescription(layers, head="head")
+        chain = Chain(sizes[0], activation, layers or Layers(), lambda name, part: name.replace("linear", part))
+        chain.flatten()
+        for i, width in enumerate(sizes[1:-1], start=1):
+            chain.linear(f"linear_{i}", width, norm, dropout, bias)
+        chain.head("head", sizes[-1], bias)
+        super().__init__(chain, "head", init)

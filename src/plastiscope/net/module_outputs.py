@@ -6,14 +6,17 @@ from torch import Tensor, nn
 from plastiscope.error import ConfigError
 from plastiscope.event import undisturbed
 from plastiscope.net.capture import watch
+from plastiscope.net.layers import COMPOSED
 from plastiscope.net.units import Layer, Site, rows
+from plastiscope.net.wiring import is_linear
 
-MEASURED = (nn.Conv2d, nn.Linear)
+MEASURED = (nn.Conv2d, nn.Linear, *COMPOSED)
 
 
 def module_outputs(net: nn.Module, example_input: Tensor) -> tuple[Layer, ...]:
     """Outputs of all nn.Conv2d and nn.Linear modules, before norm and activation, in order of execution.
 
+    Layers that hold factors of their weights count as one of these.
     Shortcut convolutions and the head are among them. A module that is called several times gives a site for each call.
     The output projection of nn.MultiheadAttention is never called as a module; its outputs are those of the attention.
 
@@ -50,7 +53,7 @@ def _weights_of(site: Site, attentions: dict[str, nn.MultiheadAttention]) -> str
 
 
 def _layer(net: nn.Module, site: Site, path: str, shape: tuple[int, ...]) -> Layer:
-    axis = 1 if isinstance(net.get_submodule(path), nn.Conv2d) else len(shape) - 1
+    axis = len(shape) - 1 if is_linear(net.get_submodule(path)) else 1
     return Layer(
         name=path + (f"_{site.call}" if site.call else ""),
         width=shape[axis],

@@ -1,14 +1,28 @@
 """ResNet-18 as the published incremental CIFAR study has it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 from torch import Tensor, nn
 
 from plastiscope.error import require
+from plastiscope.net.activation import Activation
+from plastiscope.net.layers import WEIGHTS, Layers, kaiming_normal
 from plastiscope.net.pixels import image_shape
-from plastiscope.net.units import TIED, Layer, Site, UnitDescription, columns, rows, width_of
+from plastiscope.net.units import (
+    TIED,
+    Layer,
+    Site,
+    UnitDescription,
+    Wire,
+    column_obstacle,
+    columns,
+    row_obstacle,
+    rows,
+    width_of,
+)
 
+GAIN = Activation.relu.gain
 SMALLEST = 8
 """Pixels a side: the three halvings leave one."""
 
@@ -23,15 +37,21 @@ class ResNet18:
 
     width: int = 64
     """Channels of the stem; the stages have 1, 2, 4 and 8 times as many."""
+    layers: Layers = field(default_factory=Layers)
+    """How convolutions and the head are parametrised."""
 
     def __post_init__(self) -> None:
-        """Check the range."""
+        """Check the ranges."""
         require(self.width > 0, "width", self.width, "must be 1 or more")
+        phi_at = self.layers.phi_at.value
+        require(
+            not self.layers.is_mapped, "layers.phi_at", phi_at, "must be output: blocks have sums before activations"
+        )
 
     def make(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
         """A freshly initialised network; raises ConfigError when the inputs are no images or too small."""
         channels, _, _ = image_shape(input_shape, "resnet18", SMALLEST)
-        return ResNet(channels, self.width, outputs)
+        return ResNet(channels, self.width, outputs, self.layers)
 
 
 @dataclass(frozen=True)
@@ -46,18 +66,19 @@ class Family:
 class Block(nn.Module):
     """Two 3x3 convolutions and a shortcut; one ReLU, called twice."""
 
-    def __init__(self, inputs: int, width: int, stride: int, family: Family) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, family: Family, layers: Layers) -> None:
         """Make the block; the shortcut is a 1x1 convolution where the shape changes."""
         super().__init__()
         self.family, bias = family, family.conv_bias
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=bias)
+        self.conv1 = layers.conv(inputs, width, 3, GAIN, stride, padding=1, bias=bias)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=bias)
+        self.conv2 = layers.conv(width, width, 3, GAIN, padding=1, bias=bias)
         self.bn2 = nn.BatchNorm2d(width)
         self.has_shortcut = stride != 1 or inputs != width
         if self.has_shortcut:
-            shortcut = nn.Sequential(nn.Conv2d(inputs, width, 1, stride, bias=bias), nn.BatchNorm2d(width))
+            across = layers.conv(inputs, width, 1, GAIN, stride, bias=bias)
+            shortcut = nn.Sequential(across, nn.BatchNorm2d(width))
             self.add_module(family.shortcut, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,35 +93,37 @@ class ResNet(nn.Module):
 
     family = Family()
 
-    def __init__(self, channels: int, width: int, outputs: int) -> None:
-        """Make and initialise the network."""
+    def __init__(self, channels: int, width: int, outputs: int, layers: Layers | None = None) -> None:
+        """Make and initialise the network; `layers` None = plain ones."""
         super().__init__()
+        layers = layers or Layers()
         # Measured faster on the CPU, docs/benchmarks.md. Not below 16 channels: there the backward of a 1x1 convolution
         # of stride 2 in channels_last writes past its memory on large images (torch 2.13, CPU), and the process dies.
         self.prefers_channels_last = width >= 16
-        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=self.family.conv_bias)
+        self.conv1 = layers.conv(channels, width, 3, GAIN, padding=1, bias=self.family.conv_bias)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
-        self.layer1 = self._stage(width, width, 1)
-        self.layer2 = self._stage(width, 2 * width, 2)
-        self.layer3 = self._stage(2 * width, 4 * width, 2)
-        self.layer4 = self._stage(4 * width, 8 * width, 2)
+        self.layer1 = self._stage(width, width, 1, layers)
+        self.layer2 = self._stage(width, 2 * width, 2, layers)
+        self.layer3 = self._stage(2 * width, 4 * width, 2, layers)
+        self.layer4 = self._stage(4 * width, 8 * width, 2, layers)
         self.output_pool = nn.AdaptiveAvgPool2d(1)
-        self.add_module(self.family.head, nn.Linear(8 * width, outputs))
+        self.add_module(self.family.head, layers.of_head().linear(8 * width, outputs, 1.0))
         self.initialise()
 
     def initialise(self) -> None:
         """Draw the first weights."""
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        nn.init.kaiming_normal_(self.get_parameter(f"{self.family.head}.weight"), nonlinearity="linear")
+            if isinstance(module, WEIGHTS) and hasattr(module, "out_channels"):
+                kaiming_normal(module, "relu")
+        kaiming_normal(self.get_submodule(self.family.head), "linear")
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def _stage(self, inputs: int, width: int, stride: int) -> nn.Sequential:
-        return nn.Sequential(Block(inputs, width, stride, self.family), Block(width, width, 1, self.family))
+    def _stage(self, inputs: int, width: int, stride: int, layers: Layers) -> nn.Sequential:
+        first = Block(inputs, width, stride, self.family, layers)
+        return nn.Sequential(first, Block(width, width, 1, self.family, layers))
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, channels, h, w] -> [b, outputs]."""
@@ -129,15 +152,21 @@ class ResNet(nn.Module):
         return cast(Block, self.get_submodule(block)).has_shortcut
 
     def _inner(self, block: str) -> Layer:
+        reason = row_obstacle(self, f"{block}.conv1")
         return Layer(
             name=f"{block}.conv1",
             width=width_of(self, f"{block}.conv1"),
             site=Site(f"{block}.relu"),
             incoming=rows(self, f"{block}.conv1"),
             norm=f"{block}.bn1",
-            consumers=(columns(f"{block}.conv2"),),
+            consumers=self._read_by(f"{block}.conv2"),
+            replaceable=not reason,
+            reason=reason,
             activation="relu",
         )
+
+    def _read_by(self, *readers: str) -> tuple[Wire, ...]:
+        return tuple(columns(reader) for reader in readers if not column_obstacle(self, reader))
 
     def _tied(self, conv: str, norm: str, site: Site, group: str, following: str | None) -> Layer:
         if following is None:
@@ -153,10 +182,10 @@ class ResNet(nn.Module):
             site=site,
             incoming=rows(self, conv),
             norm=norm,
-            consumers=tuple(columns(reader) for reader in readers),
-            residual_group=group,
+            consumers=self._read_by(*readers),
+            residual_group=None if row_obstacle(self, conv) else group,
             replaceable=False,
-            reason=TIED,
+            reason=row_obstacle(self, conv) or TIED,
             activation="relu",
             shortcut=rows(self, f"{shortcut}.0") if has_shortcut else (),
             shortcut_norm=f"{shortcut}.1" if has_shortcut else None,

@@ -8,15 +8,16 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
 from torch.fx import Node
 
+from plastiscope.net.activation import BothSigns, Concatenated, MaxOut
 from plastiscope.net.capture import ACTIVATION_FUNCTIONS, function_name
-from plastiscope.net.units import Site, Wire, columns
+from plastiscope.net.layers import LEAVES, WEIGHTS
+from plastiscope.net.units import Site, Wire, column_obstacle, columns, row_obstacle
 
-WEIGHTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
@@ -69,6 +70,22 @@ class Readers:
     obstacles: list[str] = field(default_factory=list)
 
 
+class _Place(NamedTuple):
+    """Where the units are in a tensor: `block` entries of `axis` each, and that once or, as parts, several times."""
+
+    axis: int
+    block: int = 1
+    parts: int = 1
+
+
+class _Tracer(fx.Tracer):
+    """Leaves layers and activations of our own whole."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        ours = (*LEAVES, MaxOut, BothSigns, Concatenated)
+        return isinstance(m, ours) or super().is_leaf_module(m, module_qualified_name)
+
+
 class _Shapes(fx.Interpreter):
     """Runs the graph and notes the shape of each node's output."""
 
@@ -79,13 +96,18 @@ class _Shapes(fx.Interpreter):
         return result
 
 
+def is_linear(module: nn.Module | None) -> bool:
+    """Whether it reads the last axis of its inputs, as nn.Linear does, and not axis 1."""
+    return hasattr(module, "out_features")
+
+
 class Graph:
     """A traced network with the shapes of one forward."""
 
     def __init__(self, net: nn.Module, example: Tensor) -> None:
         """Trace `net` (in evaluation mode, without gradients) and run it once; whatever torch.fx raises comes out."""
         self.net = net
-        graph = fx.Tracer().trace(net)
+        graph = _Tracer().trace(net)
         _Shapes(fx.GraphModule(net, graph)).run(example)
         self.nodes = [node for node in graph.nodes if "shape" in node.meta or node.op == "output"]
         self.modules = dict(net.named_modules())
@@ -157,7 +179,9 @@ class Graph:
         if node in self.sites and not is_start:
             return [Source(is_identity=True)]
         if isinstance(module, WEIGHTS):
-            return [self._weights(str(node.target), self.depth[node])]
+            source = self._weights(str(node.target), self.depth[node])
+            source.obstacle = row_obstacle(self.net, source.module) or source.obstacle
+            return [source]
         if self._is_addition(node):
             return [source for operand in node.all_input_nodes for source in self._sources(operand)]
         if below is not None and isinstance(module, NORMS):
@@ -171,8 +195,10 @@ class Graph:
         return [Source(obstacle=f"its units are made by {self._operation(node)!r}")]
 
     def _weights(self, path: str, depth: int) -> Source:
-        obstacle = ""
-        if f"{path}.weight" not in self.parameters:
+        obstacle = column_obstacle(self.net, path)
+        if obstacle:
+            pass  # it says why, whatever else there is
+        elif f"{path}.weight" not in self.parameters:
             obstacle = f"the weight of {path} is no plain parameter of its own"
         elif self.calls[path] > 1:
             obstacle = f"{path} is called {self.calls[path]} times"
@@ -181,10 +207,10 @@ class Graph:
     def readers(self, node: Node, width: int, unit_axis: int) -> Readers:
         """What reads the `width` units at `node`, which lie along `unit_axis`."""
         found = Readers()
-        self._read(node, width, unit_axis, 1, found)
+        self._read(node, width, _Place(unit_axis), found)
         return found
 
-    def _read(self, node: Node, width: int, axis: int, block: int, found: Readers) -> None:
+    def _read(self, node: Node, width: int, place: _Place, found: Readers) -> None:
         for user in node.users:
             if user.op == "output":
                 found.is_output = True
@@ -194,38 +220,39 @@ class Graph:
                 found.is_tied = True
                 found.tied_to += self._sites_after(user)
             elif isinstance(self._module(user), WEIGHTS):
-                self._read_by_weights(user, node.meta["shape"], width, axis, block, found)
-            elif (after := self._passed(user, node.meta["shape"], axis, block)) is not None:
-                self._read(user, width, *after, found)
+                self._read_by_weights(user, node.meta["shape"], width, place, found)
+            elif (after := self._passed(user, node.meta["shape"], place)) is not None:
+                self._read(user, width, after, found)
             else:
                 found.obstacles.append(f"its units are read by {self._operation(user)!r}")
 
-    def _read_by_weights(
-        self, user: Node, before: tuple[int, ...], width: int, axis: int, block: int, found: Readers
-    ) -> None:
+    def _read_by_weights(self, user: Node, before: tuple[int, ...], width: int, place: _Place, found: Readers) -> None:
         path, module = str(user.target), self._module(user)
         source = self._weights(path, 0)
-        along = len(before) - 1 if isinstance(module, nn.Linear) else 1
+        along = len(before) - 1 if is_linear(module) else 1
+        owned = width * place.block
         if source.obstacle:
             found.obstacles.append(source.obstacle)
         elif getattr(module, "groups", 1) != 1:
             found.obstacles.append(f"its units are read by the grouped convolution {path}")
-        elif axis != along or module.weight.shape[1] != width * block:  # type: ignore[union-attr, index]
+        elif place.axis != along or module.weight.shape[1] != owned * place.parts:  # type: ignore[union-attr, index]
             found.obstacles.append(f"the columns of {path} do not belong to single units")
         else:
-            found.wires.append(columns(path, block))
+            found.wires += [columns(path, place.block, part * owned) for part in range(place.parts)]
 
-    def _passed(self, node: Node, before: tuple[int, ...], axis: int, block: int) -> tuple[int, int] | None:
-        """(axis, block) of the units after an operation that keeps them apart, or None when it does not."""
+    def _passed(self, node: Node, before: tuple[int, ...], place: _Place) -> _Place | None:
+        """Where the units are after an operation that keeps them apart, or None when it does not."""
         operation, after = self._operation(node), node.meta["shape"]
         if operation in _UNIT_WISE or (operation in _RESHAPES and after == before):
-            return axis, block
-        if axis != 1:
+            return place
+        if isinstance(self._module(node), Concatenated):
+            return place._replace(parts=2 * place.parts)
+        if place.axis != 1:
             return None
         if operation in _RESHAPES and len(after) == 2 and after[1] == prod(before[1:]):
-            return 1, block * prod(before[2:])
+            return place._replace(block=place.block * prod(before[2:]))
         if operation == "mean" and self._is_over_positions(node, len(before)):
-            return 1, block
+            return place
         return None
 
     @staticmethod
