@@ -20,9 +20,10 @@ from plastiscope.analysis.analysis import Analysis
 from plastiscope.analysis.frozen_set import FrozenSet, frozen_set
 from plastiscope.error import ConfigError
 from plastiscope.event import Context, Numbers
-from plastiscope.landscape.look import Landscape, SavedPoint, State
+from plastiscope.landscape.look import Landscape, SavedPoint, State, opened
+from plastiscope.landscape.routes import Routes
 from plastiscope.landscape.settings import Endpoints, LandscapeSettings, filled
-from plastiscope.landscape.study import analyse
+from plastiscope.landscape.study import everything
 from plastiscope.run.snapshots import Snapshots
 from plastiscope.run.storage import write_by
 from plastiscope.task_shift_mode.task import NewHead
@@ -52,6 +53,7 @@ class Lla(LandscapeSettings, Analysis):
         """Check the ranges."""
         LandscapeSettings.__post_init__(self)
         Analysis.__post_init__(self)
+        self._routes: Routes | None = None
 
     def on_task_begin(self, context: Context) -> Numbers:
         """Scratch of earlier tasks goes; the first point of the path; the look before training."""
@@ -71,12 +73,22 @@ class Lla(LandscapeSettings, Analysis):
         """Scratch of the last task goes."""
         _clear(context, context.task_idx + 1)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The routes that the first look chose."""
+        return {"routes": None if self._routes is None else self._routes.facts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self._routes = None if state["routes"] is None else Routes.restored(state["routes"])
+
     def _look(self, context: Context, when: When) -> Numbers:
         """The numbers of one look, with their published prefix."""
         if not self.enables_something or not self.is_due(context.task_idx + 1):
             return {}
         phase = f"{when.value}_training"
-        numbers = analyse(self._landscape(context, when, context.folder(self.name) / phase), keep_parts=True)
+        with opened(self._landscape(context, when, context.folder(self.name) / phase)) as look:
+            numbers = everything(look)
+            self._routes = look.routes
         return {f"{phase}/{key}": value for key, value in numbers.items()}
 
     def _landscape(self, context: Context, when: When, folder: Path) -> Landscape:
@@ -110,6 +122,8 @@ class Lla(LandscapeSettings, Analysis):
             training_inputs=draw(connectivity.bn_samples, "train").inputs if is_connected else None,
             training_batch=context.batch_size,
             processes=context.processes,
+            routes=self._routes,
+            tells=self._routes is None,
             about=_about(context, found, data.split.value),
         )
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from plastiscope.figure import landscape, landscape_spectrum
 from plastiscope.figure.accuracy import TRAINING, accuracy_matrix, accuracy_over_epochs
 from plastiscope.figure.csl import draw_csl
 from plastiscope.figure.dormant import draw_dormancy
@@ -34,7 +35,7 @@ def draw_run(folder: Path) -> list[Path]:
 
     Returns:
         The files written: accuracy_per_task.png, accuracy_matrix.png, representation.png, csl_*.png, dormant_*.png,
-        smoothness.png.
+        smoothness.png; and beside what they show, those of looks at the landscape that are not drawn yet.
     """
     rows, target = read_rows(folder / "metrics.jsonl"), folder / "figures"
     written = []
@@ -52,7 +53,7 @@ def draw_run(folder: Path) -> list[Path]:
         written.append(save(figure, target / "representation.png"))
     for columns, definition in _csl(folder):
         written += draw_csl(columns, definition, target)
-    return written + draw_dormancy(folder, epoch_rows, boundaries) + draw_smoothness(folder)
+    return written + draw_dormancy(folder, epoch_rows, boundaries) + draw_smoothness(folder) + _landscapes(folder)
 
 
 def _epochs(rows: list[Row]) -> Array:
@@ -96,6 +97,16 @@ def _csl(folder: Path) -> list[tuple[dict[str, Array], str]]:
     prefix = "online_" if facts["mode"] == "online" else ""
     with np.load(stored[-1], allow_pickle=False) as table:
         return [(dict(table), prefix + facts["csl_definition"])]
+
+
+def _landscapes(folder: Path) -> list[Path]:
+    """Pictures of all looks at the landscape whose files are newer than their pictures."""
+    written: list[Path] = []
+    for look in sorted(folder.glob("task_*/lla/*_training")):
+        files, pictures = ([p.stat().st_mtime for p in look.glob(f"*/*.{ending}")] for ending in ("json", "png"))
+        if files and (not pictures or max(files) > min(pictures)):
+            written += landscape.draw(look) + landscape_spectrum.draw(look)
+    return written
 
 
 def _panels(rows: list[Row]) -> tuple[list[Row], dict[str, dict[str, Array]]]:

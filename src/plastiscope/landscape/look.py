@@ -1,9 +1,12 @@
 """What is looked at, and what the parts of one look share: the frozen loss, the operator, the eigenpairs."""
 
+import copy
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +14,28 @@ import torch
 from torch import Tensor, nn
 
 from plastiscope.landscape import eigenvectors
-from plastiscope.landscape.settings import BackendChoice, LandscapeSettings, described, filled
+from plastiscope.landscape.forecast import (
+    Forecast,
+    Scene,
+    fitted,
+    forecast,
+    planned_pairs,
+    planned_probes,
+    refuse_too_long,
+)
+from plastiscope.landscape.routes import Routes, choose_routes
+from plastiscope.landscape.settings import LandscapeSettings, described, filled
 from plastiscope.landscape.work import Work
 from plastiscope.measure.landscape.eigenpairs import Eigenpairs
 from plastiscope.measure.landscape.frozen import FrozenLoss, PerSampleLoss
-from plastiscope.measure.landscape.operator import Backend, HessianOperator
-from plastiscope.measure.landscape.preserved import landscape_of
+from plastiscope.measure.landscape.operator import Backend, HessianOperator, NonFiniteProduct, self_check
+from plastiscope.measure.landscape.preserved import landscape_of, preserved
 from plastiscope.measure.loss import Loss
 from plastiscope.run.processes import Processes
 from plastiscope.run.snapshots import digest
 
+ASYMMETRY = 1e-4
+"""Of products of an operator, above which it is no Hessian."""
 State = Mapping[str, Tensor]
 Numbers = dict[str, float]
 
@@ -54,6 +69,8 @@ class Landscape:
         training_batch: samples in a batch of the training, for the same.
         processes: who shares the work.
         ids: of the samples, for the record.
+        routes: those of an earlier look of the same run; None = choose.
+        tells: print the forecast.
         about: facts for the record: task, name of the network, ...
     """
 
@@ -74,6 +91,8 @@ class Landscape:
     training_batch: int = 64
     processes: Processes = field(default_factory=Processes)
     ids: Tensor | None = None
+    routes: Routes | None = None
+    tells: bool = True
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -87,7 +106,8 @@ class Look:
         frozen: the loss.
         work: shared pieces, files, seconds.
         facts: for summary.json: what was chosen, cut and warned of.
-        micro_batch: of planes and curves.
+        routes: how products and losses are computed, and what they cost.
+        forecast: of the cost, under these settings.
         products: with the Hessian, counted whoever computed them.
     """
 
@@ -95,14 +115,20 @@ class Look:
     settings: LandscapeSettings
     frozen: FrozenLoss
     work: Work
+    routes: Routes
+    forecast: Forecast
     facts: dict[str, Any] = field(default_factory=dict)
-    micro_batch: int = 128
     products: int = 0
 
     @property
     def seed(self) -> int:
         """Of all random numbers."""
         return self.landscape.seed
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples in a forward of planes and curves."""
+        return self.routes.forward_batch
 
     @cached_property
     def weights(self) -> Tensor:
@@ -112,16 +138,35 @@ class Look:
     @cached_property
     def operator(self) -> HessianOperator:
         """The Hessian, by the route that is set or was the fastest."""
-        choice = self.settings.spectrum.backend
-        backend = Backend.rebuilt if choice is BackendChoice.auto else Backend(choice.value)
-        return HessianOperator(self.frozen, backend)
+        return HessianOperator(self.frozen, Backend(self.routes.backend))
+
+    @cached_property
+    def checked(self) -> dict[str, Any]:
+        """What one process finds out about the operator before it is used (see `check`); noted in the facts."""
+        found = self.work.facts("check", lambda: check(self.operator, self.seed))
+        self.products += found.pop("products")
+        self.facts["self_check"] = found
+        self.warn(*found.pop("warnings"))
+        return found
+
+    def warn(self, *texts: str) -> None:
+        """Keep sentences for the record."""
+        known = self.facts.setdefault("warnings", [])
+        known.extend(text for text in texts if text not in known)
 
     @cached_property
     def eigenpairs(self) -> Eigenpairs:
-        """The extreme pairs that spectrum and planes need, top ones first; one process computes them."""
+        """The extreme pairs that spectrum and planes need, top ones first; one process computes them.
+
+        Raises:
+            NonFiniteProduct: there is no spectrum here; in every process.
+        """
+        if self.checked["fault"]:
+            raise NonFiniteProduct(self.checked["fault"])
         part = self.work.once("eigenpairs", lambda: eigenvectors.compute(self.operator, self.settings, self.seed))
         pairs = eigenvectors.restored(part, self.weights.device)
         self.products += pairs.products
+        self.warn(*pairs.notes)
         return pairs
 
     def eigenvectors(self) -> tuple[Tensor, Tensor, Tensor, bool]:
@@ -146,37 +191,148 @@ class Look:
             "evaluation_set": frozen.fingerprint,
             "mode": "eval",
             "bn_policy": self.settings.bn.policy.value,
+            "weight_decay": frozen.weight_decay,
             "seed": self.seed,
+            "device": str(frozen.inputs.device),
+            "versions": versions(),
         }
 
 
 @contextmanager
 def opened(landscape: Landscape) -> Iterator[Look]:
-    """A look; inside, the network is in evaluation mode, afterwards everything is as before."""
+    """A look; inside, the network is in evaluation mode, afterwards everything is as before.
+
+    Raises:
+        ConfigError: the forecast is above what the budget allows.
+    """
     settings = filled(landscape.settings)
-    decay = landscape.weight_decay if settings.loss.include_weight_decay else 0.0
+    dtype = getattr(torch, settings.dtype)
+    net = landscape.net if _is_of(landscape.net, dtype) else copy.deepcopy(landscape.net).to(dtype)
     with landscape_of(
-        landscape.net,
-        landscape.inputs,
-        landscape.targets,
+        net,
+        _as(landscape.inputs, dtype),
+        _as(landscape.targets, dtype),
         loss=landscape.loss,
-        active_outputs=_outputs(landscape),
+        active_outputs=_outputs(net, landscape, dtype),
         params=settings.params,
         micro_batch=min(settings.evaluation_data.eval_batch_size, len(landscape.inputs)),
-        weight_decay=decay,
+        weight_decay=landscape.weight_decay if settings.loss.include_weight_decay else 0.0,
     ) as frozen:
-        identity = {
-            "weights": digest(landscape.net.state_dict()),
-            "data": frozen.fingerprint,
-            "settings": described(settings),
-            "seed": landscape.seed,
-        }
-        work = Work(landscape.folder, identity, landscape.processes)
-        yield Look(landscape, settings, frozen, work, micro_batch=frozen.micro_batch)
+        work = Work(landscape.folder, _identity(landscape, settings, frozen), landscape.processes)
+        with work.phase("timing"):
+            look = _prepared(landscape, settings, frozen, work)
+        yield look
 
 
-def _outputs(landscape: Landscape) -> int:
+def _identity(landscape: Landscape, settings: LandscapeSettings, frozen: FrozenLoss) -> dict[str, Any]:
+    """All that the results depend on."""
+    return {
+        "weights": digest(landscape.net.state_dict()),
+        "data": frozen.fingerprint,
+        "active_outputs": frozen.active_outputs,
+        "weight_decay": frozen.weight_decay,
+        "settings": described(settings),
+        "seed": landscape.seed,
+        "routes": None if landscape.routes is None else landscape.routes.facts,
+    }
+
+
+def _prepared(landscape: Landscape, settings: LandscapeSettings, frozen: FrozenLoss, work: Work) -> Look:
+    """Routes, forecast and cuts: what one process decides for all, and for a resume."""
+    scene = Scene(
+        samples=len(frozen),
+        dimension=frozen.space.dimension,
+        itemsize=frozen.parameters[0].element_size(),
+        path=bool(landscape.path),
+        start=landscape.start is not None,
+        processes=landscape.processes.world,
+    )
+    planned = planned_pairs(settings, scene.dimension) + planned_probes(settings, scene)
+
+    def choose() -> dict[str, Any]:
+        if landscape.routes is not None:
+            return landscape.routes.facts
+        return choose_routes(frozen, settings, planned, may_time=not landscape.processes.is_ahead).facts
+
+    routes = Routes.restored(work.facts("routes", choose))
+    settings, cuts = fitted(settings, routes, scene)
+    expected = forecast(settings, routes, scene)
+    refuse_too_long(settings, expected)
+    if landscape.tells:
+        work.say(f"landscape: {expected.told()}" + "".join(f"; {c['key']} cut to {c['to']}" for c in cuts))
+    look = Look(
+        landscape=landscape,
+        settings=settings,
+        frozen=_some(frozen, settings).with_micro_batch(routes.product_batch),
+        work=work,
+        routes=routes,
+        forecast=expected,
+        facts={"routes": routes.facts, "forecast": expected.facts, "cuts": cuts},
+    )
+    if frozen.coupling_modules:
+        look.warn(
+            f"{frozen.coupling_modules[0]} is a batch normalisation without running statistics, so the loss of a "
+            f"sample depends on its micro-batch: {routes.product_batch} samples, which is not tuned"
+        )
+    if cuts and settings.budget.max_seconds and expected.seconds > settings.budget.max_seconds:
+        look.warn("the budget is exceeded all the same: everything that may be cut is as small as it may be")
+    return look
+
+
+def _some(frozen: FrozenLoss, settings: LandscapeSettings) -> FrozenLoss:
+    """The loss over as many samples as are asked for, at equal distances in their order."""
+    n, asked = len(frozen), settings.evaluation_data.num_samples
+    if asked is None or asked >= n:
+        return frozen
+    chosen = taken(n, asked).to(frozen.inputs.device)
+    return replace(frozen, inputs=frozen.inputs[chosen], targets=frozen.targets[chosen])
+
+
+def taken(n: int, asked: int) -> Tensor:
+    """Places int64 [asked] at equal distances among n."""
+    return torch.arange(asked) * n // asked
+
+
+def check(operator: HessianOperator, seed: int) -> dict[str, Any]:
+    """Loss and gradient at the weights, whether products are symmetric and repeatable, parameters without influence.
+
+    `fault` says why there is no spectrum; "" where there is one.
+    """
+    frozen, before = operator.frozen, operator.count
+    point, norm = frozen.measure(), frozen.gradient().double().norm().item()
+    unused = frozen.without_influence()
+    found: dict[str, Any] = {"loss": point.loss, "standard_error": point.standard_error, "accuracy": point.accuracy}
+    found |= {"gradient_norm": norm, "parameters_without_influence": list(unused), "fault": "", "warnings": []}
+    if unused:
+        found["warnings"].append(f"the loss does not depend on {', '.join(unused)}: zeros in the Hessian")
+    try:
+        checked = self_check(operator, seed)
+        found |= {"symmetry": checked.symmetry, "is_repeatable": checked.is_repeatable}
+        if checked.symmetry > ASYMMETRY:
+            found["warnings"].append(f"products are not symmetric ({checked.symmetry:.1e}); do not trust the spectrum")
+        if not checked.is_repeatable:
+            found["warnings"].append("the same product twice gives other bits on this device")
+    except NonFiniteProduct as error:
+        found["fault"] = str(error)
+    return found | {"products": operator.count - before}
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of what computed the numbers."""
+    return {"python": platform.python_version(), **{name: version(name) for name in ("plastiscope", "torch", "numpy")}}
+
+
+def _is_of(net: nn.Module, dtype: torch.dtype) -> bool:
+    return all(p.dtype == dtype for p in net.parameters())
+
+
+def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _outputs(net: nn.Module, landscape: Landscape, dtype: torch.dtype) -> int:
     if landscape.active_outputs is not None:
         return landscape.active_outputs
-    with torch.no_grad():
-        return landscape.net(landscape.inputs[:2]).shape[1]
+    with preserved(net), torch.no_grad():
+        return net(_as(landscape.inputs[:2], dtype)).shape[1]

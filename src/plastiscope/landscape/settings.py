@@ -342,17 +342,21 @@ def filled(settings: LandscapeSettings) -> LandscapeSettings:
     """The settings with every null that the profile decides filled in."""
     found = settings
     for key, value in SIZES[settings.profile].items():
-        found = with_default(found, key.split("."), value)
+        found = with_value(found, key, value) if value_at(found, key) is None else found
     return found
 
 
-def with_default(settings: Any, path: list[str], value: Any) -> Any:
-    """A copy in which the setting at `path` is `value` if it was null."""
-    name, *rest = path
-    here = getattr(settings, name)
-    if rest:
-        return replace(settings, **{name: with_default(here, rest, value)})
-    return replace(settings, **{name: value}) if here is None else settings
+def value_at(settings: Any, key: str) -> Any:
+    """The setting at a dotted key."""
+    for name in key.split("."):
+        settings = getattr(settings, name)
+    return settings
+
+
+def with_value(settings: Any, key: str, value: Any) -> Any:
+    """A copy with another value at a dotted key."""
+    name, _, rest = key.partition(".")
+    return replace(settings, **{name: with_value(getattr(settings, name), rest, value) if rest else value})
 
 
 def described(settings: Any) -> dict[str, Any]:

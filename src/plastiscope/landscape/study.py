@@ -1,44 +1,73 @@
 """One call that looks at any network, loss and data: `analyse(Landscape(...))`, results in a folder."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 from plastiscope.landscape.connectivity import look_at_connectivity
-from plastiscope.landscape.look import Landscape, Numbers, opened
+from plastiscope.landscape.look import Landscape, Look, Numbers, opened, taken
 from plastiscope.landscape.planes import look_at_planes
 from plastiscope.landscape.robust import look_at_robust
 from plastiscope.landscape.settings import described
 from plastiscope.landscape.spectrum import look_at_spectrum
 from plastiscope.run.storage import write_json
 
+PHASES: dict[str, tuple[str, Callable[[Look], Numbers]]] = {
+    "spectrum": ("enable_spectrum", look_at_spectrum),
+    "planes": ("enable_planes", look_at_planes),
+    "sam": ("enable_sam", look_at_robust),
+    "mode": ("enable_mode_connectivity", look_at_connectivity),
+}
+"""Parts of a look in their order: the folder, the setting that enables it, what does it."""
 
-def analyse(landscape: Landscape, *, keep_parts: bool = False) -> Numbers:
-    """All that the settings enable, into `landscape.folder`; returns the numbers by key.
 
-    With `keep_parts` the finished parts stay, so that the same call finds them again.
+def analyse(landscape: Landscape) -> Numbers:
+    """All that the settings enable, into `landscape.folder`, with pictures; returns the numbers by key.
+
+    Killed and called again, it goes on where it was. Where nothing is enabled, nothing is done.
+
+    Raises:
+        ConfigError: settings that do not fit, or a forecast above the budget.
     """
-    numbers: Numbers = {}
+    if not landscape.settings.enables_something:
+        return {}
     with opened(landscape) as look:
-        if look.settings.enable_spectrum:
-            with look.work.phase("spectrum"):
-                numbers |= look_at_spectrum(look)
-        if look.settings.enable_planes:
-            with look.work.phase("planes"):
-                numbers |= look_at_planes(look)
-        if look.settings.enable_sam:
-            with look.work.phase("sam"):
-                numbers |= look_at_robust(look)
-        if look.settings.enable_mode_connectivity:
-            with look.work.phase("mode"):
-                numbers |= look_at_connectivity(look)
-        if look.work.processes.is_first:
-            landscape.folder.mkdir(parents=True, exist_ok=True)
-            summary = {
-                "settings": described(look.settings),
-                "numbers": numbers,
-                "seconds": look.work.seconds,
-                **look.facts,
-                **look.common(),
-                **landscape.about,
-            }
-            write_json(landscape.folder / "summary.json", summary)
-        if not keep_parts:
-            look.work.finish()
+        numbers = everything(look)
+        look.work.finish()
+    if landscape.processes.is_first:
+        draw(landscape.folder)
     return numbers
+
+
+def everything(look: Look) -> Numbers:
+    """All that the settings enable, into files; the numbers by key. The finished parts stay."""
+    landscape = look.landscape
+    numbers: Numbers = {}
+    for name, (toggle, look_at) in PHASES.items():
+        if getattr(look.settings, toggle):
+            with look.work.phase(name):
+                numbers |= look_at(look)
+    if look.products:
+        numbers["lla_hvp_count"] = float(look.products)
+    look.warn(*look.frozen.adaptation.notes)
+    if landscape.ids is not None:
+        ids = landscape.ids[taken(len(landscape.ids), len(look.frozen))]
+        look.work.save("", "evaluation_set", {"ids": ids}, {"samples": len(ids), "sha256": look.frozen.fingerprint})
+    if look.work.processes.is_first:
+        landscape.folder.mkdir(parents=True, exist_ok=True)
+        summary = {
+            **look.common(),
+            **landscape.about,
+            "numbers": numbers,
+            "seconds": look.work.seconds,
+            **look.facts,
+            "settings": described(look.settings),
+        }
+        write_json(landscape.folder / "summary.json", summary)
+    return numbers
+
+
+def draw(folder: Path) -> list[Path]:
+    """Pictures of what a look has written into `folder`, beside it."""
+    from plastiscope.figure import landscape, landscape_spectrum
+
+    return landscape.draw(folder) + landscape_spectrum.draw(folder)

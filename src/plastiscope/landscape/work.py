@@ -18,6 +18,9 @@ from torch import Tensor
 from plastiscope.run.processes import Part, Processes, share_out
 from plastiscope.run.storage import plain, write_by, write_json
 
+QUIET_SECONDS = 30.0
+"""Where there is no terminal, a piece says how far it is only after so many seconds, and then as often."""
+
 
 class Work:
     """Where a look computes and writes.
@@ -41,17 +44,23 @@ class Work:
 
     def shared(self, name: str, parts: int, compute: Callable[[int], Part]) -> list[Part]:
         """All parts of the piece `name` in order; each is `compute(i)`, called by one process, once over all starts."""
+        with _watched(name, parts, self.processes.is_first) as done:
 
-        def counted(i: int) -> Part:
-            part = compute(i)
-            self._tell(name, i + 1, parts)
-            return part
+            def counted(i: int) -> Part:
+                part = compute(i)
+                done(i + 1)
+                return part
 
-        return share_out(self._parts / name, parts, counted, self.processes, keep=True)
+            return share_out(self._parts / name, parts, counted, self.processes, keep=True)
 
     def once(self, name: str, compute: Callable[[], Part]) -> Part:
         """A piece that cannot be cut."""
         return self.shared(name, 1, lambda _: compute())[0]
+
+    def facts(self, name: str, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What one process finds out for all, and for a resume; as JSON keeps it."""
+        part = self.once(name, lambda: {"json": np.array(json.dumps(plain(find())))})
+        return json.loads(part["json"].item())
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -72,6 +81,11 @@ class Work:
         write_by(place / f"{name}.npz", lambda file: np.savez_compressed(file, **plain_arrays))  # type: ignore[arg-type]
         write_json(place / f"{name}.json", facts)
 
+    def say(self, text: str) -> None:
+        """A line for the person who watches."""
+        if self.processes.is_first:
+            _print(text)
+
     def finish(self) -> None:
         """The look is done: its parts go."""
         self.processes.barrier()
@@ -81,9 +95,36 @@ class Work:
             if parts.exists() and not any(parts.iterdir()):
                 parts.rmdir()
 
-    def _tell(self, name: str, done: int, parts: int) -> None:
-        if parts > 1 and self.processes.is_first and sys.stderr.isatty():
-            print(f"\r{name} {done}/{parts}", end="\n" if done == parts else "", file=sys.stderr, flush=True)
+
+@contextmanager
+def _watched(name: str, parts: int, speaks: bool) -> Iterator[Callable[[int], None]]:
+    """What is to be called with the number of each finished part; shows a bar on a terminal, lines elsewhere."""
+    if not speaks or parts < 2:
+        yield lambda number: None
+    elif sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(total=parts, desc=name, leave=False, dynamic_ncols=True) as bar:
+            yield lambda number: bar.update(number - bar.n)
+    else:
+        last = time.monotonic()
+
+        def line(number: int) -> None:
+            nonlocal last
+            if time.monotonic() - last > QUIET_SECONDS:
+                last = time.monotonic()
+                _print(f"landscape: {name}, {number} of {parts}")
+
+        yield line
+
+
+def _print(text: str) -> None:
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        tqdm.write(text)
+    else:
+        print(text, flush=True)
 
 
 def _array(values: Tensor | npt.NDArray) -> npt.NDArray:
