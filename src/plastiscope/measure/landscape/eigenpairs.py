@@ -48,6 +48,7 @@ class Eigenpairs:
         steps: Lanczos steps taken.
         products: cost: the steps, and one for each residual.
         orthogonality_error: of the basis.
+        is_by_magnitude: whether the top ones are those of the largest magnitude.
         notes: what was changed for lack of memory, in words.
     """
 
@@ -62,6 +63,7 @@ class Eigenpairs:
     steps: int
     products: int
     orthogonality_error: float
+    is_by_magnitude: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -196,6 +198,7 @@ def _pairs(process: Lanczos, search: _Search, tol: float) -> Eigenpairs:
         steps=process.steps,
         products=process.steps + len(chosen),
         orthogonality_error=process.orthogonality_error(),
+        is_by_magnitude=search.order is Order.magnitude,
     )
 
 
