@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plastiscope.landscape import second_engine
 from plastiscope.landscape.look import Look, Numbers
 from plastiscope.landscape.settings import Engine
 from plastiscope.measure.landscape.density import Quadrature, mean_and_error, scalars, smoothed
@@ -22,23 +23,30 @@ PART = "spectrum"
 def look_at_spectrum(look: Look) -> Numbers:
     """Eigenvalues, trace and density into spectrum/{eigenvalues,trace,density}.npz and .json.
 
+    With engine=pyhessian eigenvalues and trace are PyHessian's, in spectrum/pyhessian.*; the density is always ours.
     What is not known (an error of one probe) has no number, and why there is none at all goes into `look.facts`.
     """
     if look.checked["fault"]:
         look.facts.setdefault("absent", {})[PART] = look.checked["fault"]
         return {}
+    settings, deflation = look.settings.spectrum, None
     numbers = {"param_norm": look.weights.double().norm().item()}
-    numbers |= _eigenvalues(look)
-    pairs = look.eigenpairs
-    deflation = Deflation(pairs.vectors, pairs.images) if len(pairs.values) else None
+    is_ours = settings.engine is Engine.native or settings.cross_check
+    if is_ours:
+        numbers |= _eigenvalues(look)
+        pairs = look.eigenpairs
+        deflation = Deflation(pairs.vectors, pairs.images)
     runs, probes, orthogonality_error = _density_runs(look, deflation)
-    probes += _further_probes(look, deflation, len(probes))
-    numbers |= _trace(look, trace_of(probes, deflation), probes)
+    if is_ours:
+        probes += _further_probes(look, deflation, len(probes))
+        trace = trace_of(probes, deflation)
+        numbers |= _trace(look, trace, probes)
+    if not is_ours or settings.cross_check:
+        found = second_engine.opinion(look)
+        second_engine.save(look, found, record(look, len(found.values), Engine.pyhessian))
+        numbers |= second_engine.compare(look, found, trace.trace) if is_ours else {}
+        numbers |= second_engine.numbers_of(look, found) if settings.engine is Engine.pyhessian else {}
     numbers |= _density(look, runs, orthogonality_error)
-    if look.settings.spectrum.engine is Engine.pyhessian or look.settings.spectrum.cross_check:
-        from plastiscope.landscape.second_engine import look_at_pyhessian
-
-        numbers |= look_at_pyhessian(look, numbers)
     return {key: value for key, value in numbers.items() if math.isfinite(value)}
 
 

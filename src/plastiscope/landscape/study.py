@@ -68,6 +68,7 @@ def everything(look: Look) -> Numbers:
 
 def draw(folder: Path) -> list[Path]:
     """Pictures of what a look has written into `folder`, beside it."""
-    from plastiscope.figure import landscape, landscape_spectrum
+    from plastiscope.figure.landscape import draw as draw_surfaces
+    from plastiscope.figure.landscape_spectrum import draw as draw_spectrum
 
-    return landscape.draw(folder) + landscape_spectrum.draw(folder)
+    return draw_surfaces(folder) + draw_spectrum(folder)
