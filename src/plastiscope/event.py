@@ -80,6 +80,8 @@ class Context:
         snapshots: the weights saved so far; snapshot 0 is the initialisation.
         sample_store: per-sample values of the run.
         sample_settings: which samples they are kept of.
+        owned_metrics: per-sample values that an analysis of the run keeps at epochs of its own (`Callback.owns`); the
+            others keep none of these themselves.
         checkpoints: None in training; in a replay the epochs completed of all weights that are walked.
         replay_facts: in a replay, what files of results say of the weights and labels (source.py).
         weights_digest: in a replay, of the saved weights under the look; names the parts of a shared piece of work.
@@ -116,6 +118,7 @@ class Context:
     epoch_row: Numbers = field(default_factory=dict)
     sample_store: SampleStore
     sample_settings: SampleSettings = field(default_factory=SampleSettings)
+    owned_metrics: frozenset[str] = frozenset()
     checkpoints: tuple[int, ...] | None = None
     replay_facts: dict[str, Any] = field(default_factory=dict)
     weights_digest: str = ""
@@ -185,6 +188,10 @@ class Callback:
     def needs_training(self) -> str:
         """Why saved weights are not enough, such as "records the steps; leave it out"; "" when they are."""
         return ""
+
+    def owns(self) -> tuple[str, ...]:
+        """Per-sample values that it keeps at its own epochs, in tasks without such an epoch at none."""
+        return ()
 
     def on_run_begin(self, context: Context) -> Numbers | None:
         """The network as initialised; called once, not again on a resume."""

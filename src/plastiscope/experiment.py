@@ -216,6 +216,7 @@ def make_context(
         snapshots=snapshots,
         sample_store=samples,
         sample_settings=settings.samples,
+        owned_metrics=frozenset(metric for analysis in plan.analyses for metric in analysis.owns()),
         learner_resets_head=plan.learner.reset is not Reset.nothing,
         data_name=plan.data_name,
         label_noise=float(getattr(plan.data, "label_noise", 0.0)),

@@ -98,6 +98,7 @@ class Aggregation:
         if self.online:
             names = {role: f"online_{role}" for role in ("loss", "correct", "margin")}
         self._tasks = sorted(self.store.tasks() if self.tasks is None else set(self.tasks))
+        self._names = names.values()
         there = {metric for k in self._tasks for metric in self.store.block(k).metrics()}
         begun = {name for k in self._tasks for name in names.values() if is_begun(self.store.block(k), name)}
         views = {
@@ -115,8 +116,9 @@ class Aggregation:
 
     @cached_property
     def ids(self) -> Ids:
-        """Samples of the wanted splits, int64 [n], ascending."""
-        return union(self._wanted(self.store.block(k)) for k in self._tasks)
+        """Samples of the wanted splits in the blocks that have one of the metrics, int64 [n], ascending."""
+        blocks = map(self.store.block, self._tasks)
+        return union(self._wanted(block) for block in blocks if any(is_begun(block, name) for name in self._names))
 
     def kept_epochs(self, role: str = "loss") -> npt.NDArray[np.int32]:
         """Epochs completed of the rows that count for "loss", "correct", "margin", "loss_all" or "norms", ascending."""

@@ -79,6 +79,10 @@ class Csl(SampleAnalysis):
             return ""
         return f"with mode={self.mode.name} takes values from the training steps; set {self.name}.mode=posthoc"
 
+    def owns(self) -> tuple[str, ...]:
+        """The values of a pass that others have too: which epochs are summed up does not depend on them."""
+        return () if self.mode is Mode.online else ("loss", *["grad_input_l2"] * self.has_gradient)
+
     def on_batch_end(self, context: Context) -> None:
         """Keep the step's outputs for the margins."""
         if self.mode is Mode.posthoc or not self.is_due(context.epochs_completed + 1):
@@ -91,7 +95,7 @@ class Csl(SampleAnalysis):
         """Score all samples, write what the steps saw, whichever is asked for."""
         due = [] if self.mode is Mode.online else self.epochs(context)
         if due and context.processes.is_first:
-            for metric in ("loss", *["grad_input_l2"] * self.has_gradient):  # others may keep them at fewer epochs
+            for metric in self.owns():  # others may keep them at fewer epochs
                 self.block(context).reserve(metric, due)
         numbers = {} if self.mode is Mode.online else super().on_epoch_end(context)
         if self.mode is not Mode.posthoc and self.is_due(context.epochs_completed):

@@ -136,11 +136,13 @@ class SampleAnalysis(Analysis):
     def fill_in(self, context: Context, values: Mapping[str, Values]) -> Numbers:
         """Write rows that another analysis may keep too, where it has left room and no row; returns their means.
 
-        Whoever measures more epochs has reserved the row axis before (`is_late`); epoch 0 alone makes none.
+        Whoever measures more epochs has reserved the row axis before (`is_late`); epoch 0 alone makes none. Values that
+        another analysis owns get no rows but those that it has reserved.
         """
         if context.processes.is_first:
             block, at = self.block(context), context.epochs_completed
-            has_room = {metric: at in block.epochs(metric) if block.has(metric) else at > 0 for metric in values}
+            is_free = {metric: at > 0 and metric not in context.owned_metrics for metric in values}
+            has_room = {m: at in block.epochs(m) if block.has(m) else is_free[m] for m in values}
             missing = {m: row for m, row in values.items() if has_room[m] and not block.is_written(m, at)}
             if missing:
                 self.record(context, missing, self.epochs(context))
