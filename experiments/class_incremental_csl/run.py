@@ -31,7 +31,7 @@ PROTOCOL = [
     f"task_shift_mode.class_order={np.random.RandomState(0).permutation(10).tolist()}".replace(" ", ""),
     *("learner=backprop", "learner.lr=0.05", "learner.momentum=0.9", "learner.weight_decay=1.0e-4", "batch_size=64"),
     *("analysis=[csl]", "csl.mode=posthoc", "csl.all_outputs=true", "csl.first_epochs=12", "samples.population=run"),
-    *("selection=last", "seed=0", "use_wandb=false", "device=cpu", "threads=1"),
+    *("selection=last", "seed=0", "use_wandb=false", "figures=false", "device=cpu", "threads=1"),
 ]
 COLUMNS = {
     "all epochs, all outputs": "csl_all",

@@ -33,7 +33,7 @@ PROTOCOL = [
     *("learner=backprop", "learner.lr=0.05", "learner.momentum=0.9", "learner.weight_decay=1.0e-4"),
     *("analysis=[csl,curvature]", "csl.mode=both", "csl.input_gradient=true"),
     *("curvature.every=2", "curvature.directions=4", "curvature.h=1.0e-3"),
-    *("use_wandb=false", "device=cpu", "threads=1"),
+    *("use_wandb=false", "figures=false", "device=cpu", "threads=1"),
 ]
 """Everything but the seed and the share of wrong labels."""
 SCORES = {

@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 PROTOCOL = [
     *("data=digits", "data.validation_share=0.0", "net=mlp", "net.widths=[64,64]", "batch_size=32", "selection=last"),
     *("learner=backprop", "learner.momentum=0.9", "eval_every=100"),
-    *("use_wandb=false", "device=cpu", "threads=1"),
+    *("use_wandb=false", "figures=false", "device=cpu", "threads=1"),
 ]
 SHIFTS = {
     "permuted pixels": (0.05, ["task_shift_mode=permuted_input", "num_tasks=15", "epochs=3"]),
