@@ -172,16 +172,15 @@ def component(node: Any, key: str) -> Any:
 def merge(cls: type, values: dict[str, Any], key: str) -> Any:
     """An instance of the dataclass `cls` with `values`, typed; errors name the whole key."""
     prefix = f"{key}." if key else ""
-    for field in dataclasses.fields(cls):  # nested settings first, so that an error names the whole key
-        if dataclasses.is_dataclass(field.type) and isinstance(values.get(field.name), dict):
-            merge(cast(type, field.type), values[field.name], f"{prefix}{field.name}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(cls), values)
         return OmegaConf.to_object(merged)
-    except ConfigError as error:
-        raise ConfigError(f"{prefix}{error}") from None
-    except OmegaConfBaseException as error:
-        raise ConfigError(_explain(error, cls, prefix)) from None
+    except (ConfigError, OmegaConfBaseException) as error:
+        for field in dataclasses.fields(cls):  # what is wrong in nested settings is said first, with the whole key
+            if dataclasses.is_dataclass(field.type) and isinstance(values.get(field.name), dict):
+                merge(cast(type, field.type), values[field.name], f"{prefix}{field.name}")
+        said = f"{prefix}{error}" if isinstance(error, ConfigError) else _explain(error, cls, prefix)
+        raise ConfigError(said) from None
 
 
 def _explain(error: OmegaConfBaseException, cls: type, prefix: str) -> str:
