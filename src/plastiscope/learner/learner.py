@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from plastiscope.data.samples import Batch
 from plastiscope.error import ConfigError, require
 from plastiscope.measure.loss import per_sample_loss
+from plastiscope.net.activation import undecayed
+from plastiscope.net.svd import penalised
 from plastiscope.net.units import UnitDescription
 from plastiscope.task_shift_mode.task import NewHead, Task
 
@@ -84,7 +86,22 @@ class LearnerConfig:
         return self.lr * self.decay ** sum(epoch >= milestone for milestone in self.milestones)
 
 
-def make_optimizer(config: LearnerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+ParameterGroups = list[nn.Parameter] | list[dict[str, Any]]
+"""What torch's optimisers take."""
+
+
+def parameter_groups(net: nn.Module, parameters: list[nn.Parameter]) -> ParameterGroups:
+    """The parameters, in two groups where some of them take no weight decay."""
+    exempt = undecayed(net)
+    apart = [p for p in parameters if p in exempt]
+    if not apart:
+        return parameters
+    others = [p for p in parameters if p not in exempt]
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": apart, "weight_decay": 0.0}]
+    return groups
+
+
+def make_optimizer(config: LearnerConfig, parameters: ParameterGroups) -> torch.optim.Optimizer:
     """The optimiser of the settings; fused kernels, which torch has for CPU and CUDA alike."""
     shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     if config.optimizer is Optimizer.sgd:
@@ -104,7 +121,8 @@ class Learner:
         """Own `net`; parameters that need no gradient are left alone."""
         self.config, self.net, self.units, self.initial_net = config, net, units, initial_net
         self.parameters = [p for p in net.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(config, self.parameters)
+        self.optimizer = make_optimizer(config, parameter_groups(net, self.parameters))
+        self._penalised = penalised(net)
         self.task: Task | None = None
         self.on_backward: Callable[[], None] | None = None
         self.on_update: Callable[[], None] | None = None
@@ -131,7 +149,8 @@ class Learner:
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One update: forward, loss, backward, optimiser, mechanism.
 
-        The gradient is that of sum_i w_i loss_i / b; w_i = 1 where the batch has no weights.
+        The gradient is that of sum_i w_i loss_i / b, plus the penalties that layers of the network ask for; w_i = 1
+        where the batch has no weights.
 
         Returns:
             Per-sample losses [b] and active outputs [b, k] from before the update, detached.
@@ -144,6 +163,8 @@ class Learner:
         losses = per_sample_loss(self.task.loss, outputs, batch.targets)
         share = 1.0 / len(losses)
         losses.backward(torch.full_like(losses, share) if batch.weights is None else batch.weights * share)
+        for layer in self._penalised:
+            layer.add_penalty_gradient()
         if self.on_backward is not None:
             self.on_backward()
         if self.config.clip_norm is not None:
@@ -197,8 +218,7 @@ class Learner:
             )
         with torch.no_grad():
             if zeros:
-                for parameter in head.parameters():
-                    parameter.zero_()
+                _start_at_zero(head)
             else:
                 head.load_state_dict(self.initial_net(k).get_submodule(self.units.head).state_dict())
         self.forget_optimizer_state(head.parameters())
@@ -210,3 +230,13 @@ class Learner:
                 fresh.pop(name, None)
         self.net.load_state_dict(fresh, strict=not self.config.keep_buffers)
         self.forget_optimizer_state(self.parameters)
+
+
+def _start_at_zero(head: nn.Module) -> None:
+    """Outputs 0 on all inputs; layers with weights of several factors know how they can learn from there."""
+    start = getattr(head, "start_at_zero", None)
+    if callable(start):
+        start()
+        return
+    for parameter in head.parameters():
+        parameter.zero_()

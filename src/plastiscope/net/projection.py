@@ -53,7 +53,7 @@ def growth(inputs: int, outputs: int) -> float:
     return max(1.0, math.sqrt(outputs / inputs))
 
 
-class _SquareMap:
+class SquareMap:
     """The square map W, `weight`, of either form."""
 
     weight: Tensor
@@ -70,7 +70,7 @@ class _SquareMap:
         return {"smallest_singular_value": values[-1].item()}
 
 
-class _Projected(_SquareMap, nn.Module):
+class _Projected(SquareMap, nn.Module):
     """Square map, projection and bias in one module."""
 
     row_obstacle = "the fixed projection in {path} mixes the rows of its weights"
@@ -134,7 +134,7 @@ class ProjectedConv2d(_Projected):
         return F.conv2d(mapped, self.projection[:, :, None, None], self.bias)
 
 
-class SquareLinear(_SquareMap, nn.Linear):
+class SquareLinear(SquareMap, nn.Linear):
     """W alone, where the activation stands before the projection."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -144,7 +144,7 @@ class SquareLinear(_SquareMap, nn.Linear):
         self.grow()
 
 
-class SquareConv2d(_SquareMap, nn.Conv2d):
+class SquareConv2d(SquareMap, nn.Conv2d):
     """W alone, of a convolution."""
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int, padding: int = 0) -> None:

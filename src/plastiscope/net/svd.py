@@ -85,7 +85,7 @@ def departure(a: Tensor) -> Tensor:
     return a.mT @ a - torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
 
 
-class _Factors(nn.Module):
+class Factors(nn.Module):
     """What linear layers and convolutions share; subclasses say what V reads."""
 
     bias: nn.Parameter | None
@@ -162,7 +162,13 @@ class _Factors(nn.Module):
             nn.init.zeros_(self.bias)
 
 
-class SvdLinear(_Factors):
+def penalised(net: nn.Module) -> list[Factors]:
+    """The layers of a network whose departure from orthonormality a training step penalises."""
+    layers = (module for module in net.modules() if isinstance(module, Factors))
+    return [layer for layer in layers if layer.settings.orthogonal is Orthogonal.penalty]
+
+
+class SvdLinear(Factors):
     """A linear layer of factors; linear only if psi is the identity."""
 
     def __init__(
@@ -179,7 +185,7 @@ class SvdLinear(_Factors):
         return F.linear(inner, self.gain * left, self.bias)
 
 
-class SvdConv2d(_Factors):
+class SvdConv2d(Factors):
     """A convolution of factors: V holds r filters (channel, row, column), U is a 1x1 convolution with the bias."""
 
     def __init__(
