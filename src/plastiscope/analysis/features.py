@@ -1,6 +1,7 @@
 """Features of a network's layers on a sample: one pass, reduced where they appear."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from plastiscope.analysis.sample import Sample
 from plastiscope.measure.dormant import UnitActivity, activity
+from plastiscope.net.activation import MaxOut
 from plastiscope.net.capture import capture
 from plastiscope.net.units import Layer, Site, by_unit
 
@@ -66,3 +68,30 @@ def collect(
             else:
                 torch.func.functional_call(net, dict(weights), (batch.inputs,))
     return {name: LayerFeatures(torch.cat(rows), activities[name]) for name, rows in matrices.items()}
+
+
+def unused_pieces(net: nn.Module, layers: Sequence[Layer], sample: Sample, batch_size: int) -> dict[str, float]:
+    """`maxout_unused` of the layers with maxout, by name: the share of their pieces that never win on a sample.
+
+    Args:
+        net: in evaluation mode.
+        layers: of its unit description.
+        sample: clean inputs.
+        batch_size: samples in a forward.
+    """
+    modules = {layer.name: net.get_submodule(layer.site.module) for layer in layers if layer.site.function is None}
+    wins: dict[str, Tensor] = {}
+
+    def count(name: str, module: MaxOut, z: Tensor) -> None:
+        wins[name] = wins[name] + module.wins(z)
+
+    with torch.no_grad(), ExitStack() as stack:
+        for name, module in modules.items():
+            if isinstance(module, MaxOut):
+                hook = module.register_forward_pre_hook(lambda module, given, name=name: count(name, module, given[0]))
+                stack.callback(hook.remove)
+                wins[name] = torch.zeros((), dtype=torch.int64, device=sample.ids.device)
+        if wins:
+            for batch in sample.batches(batch_size):
+                net(batch.inputs)
+    return {name: (found == 0).double().mean().item() for name, found in wins.items()}

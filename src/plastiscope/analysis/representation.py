@@ -4,8 +4,10 @@ Numbers, each `representation/<subset>/<layer>/<quantity>`:
 
 - `current`, `next`, `previous`, a sample of the current task, of what the next one brings and of what the earlier ones
   brought: the dormancy rules of measure/dormant.py and the ranks of measure/rank.py. In `total` all hidden units count
-  alike, and there are the rank dynamics over layers; `layer_mean` is the mean over layers.
-- `weights`: magnitude, norm, effective learning rate and distance from the initial weights and the task's first ones.
+  alike, and there are the rank dynamics over layers; `layer_mean` is the mean over layers. Layers with maxout have
+  maxout_unused, the share of their pieces that never win.
+- `weights`: magnitude, norm, effective learning rate and distance from the initial weights and the task's first ones;
+  singular values of projected and SVD-parametrised layers.
 - `steps`, in every epoch's row: grad_norm, update_norm, update_ratio.
 - `fixed`, one sample of task 0 for the whole run: cka_init and cka_prev, the likeness of its features to those at
   initialisation and at the end of the task before.
@@ -22,11 +24,11 @@ import numpy as np
 from torch import Tensor
 
 from plastiscope.analysis.analysis import Analysis
-from plastiscope.analysis.features import LayerFeatures, collect
+from plastiscope.analysis.features import LayerFeatures, collect, unused_pieces
 from plastiscope.analysis.parameters import TOTAL, by_layer, parameters_of
 from plastiscope.analysis.sample import Sample, Subset, draw, draw_from
 from plastiscope.analysis.steps import StepNorms, Steps
-from plastiscope.analysis.weights import LayerNumbers, drift, is_adaptive, magnitudes, sizes
+from plastiscope.analysis.weights import LayerNumbers, drift, is_adaptive, magnitudes, singular_values_of, sizes
 from plastiscope.error import ConfigError, require
 from plastiscope.event import Context, Numbers
 from plastiscope.measure import dormant, rank_dynamics
@@ -150,6 +152,7 @@ class Representation(Analysis):
         parts = by_layer(context.units, parameters_of(context.net))
         first = self._first if self._first_of == context.task_idx else {}
         weights = magnitudes(context.net, parts) | sizes(context, parts) | drift(context, initial, first)
+        weights |= singular_values_of(context.net)
         numbers = self._named("weights", weights)
         summary: dict[str, Any] = {}
         for subset in self.subsets:
@@ -178,6 +181,8 @@ class Representation(Analysis):
                 arrays |= _arrays(name, found, spectrum)
                 about[name] = {"n": found.matrix.shape[0], "d": found.matrix.shape[1]}
         numbers |= self._totals(context.units, numbers)
+        unused = unused_pieces(context.net, context.units.layers, sample, self.batch_size)
+        numbers |= {(name, "maxout_unused"): share for name, share in unused.items()}
         file = f"{subset}_epoch_{context.epochs_completed:06d}.npz"
         write_by(context.folder(self.name) / file, lambda out: np.savez(out, **arrays))  # type: ignore[arg-type]
         return numbers, {"file": file, "n": len(sample), "layers": about}

@@ -9,6 +9,9 @@ from plastiscope.analysis.parameters import TOTAL, by_layer, incoming, parameter
 from plastiscope.event import Context
 from plastiscope.measure.optimisation import distance, effective_lr, norm, unit_norms
 from plastiscope.measure.weight import weight_mag_all, weight_mag_layer, weight_mag_weights
+from plastiscope.net.projection import SquareMap
+from plastiscope.net.svd import Factors
+from plastiscope.net.weight_normalised import WeightNormalised
 
 FILTER_NORMS = (
     nn.BatchNorm1d,
@@ -37,8 +40,8 @@ def sizes(context: Context, parts: Mapping[str, list[Tensor]]) -> LayerNumbers:
     """weight_norm by layer, and effective_lr of the hidden layers: NaN where the weights are not scale-invariant.
 
     weight_norm is that of the matrices; before a norm over several units (layer, group) their bias belongs to it, as
-    only together they are scale-invariant. Filters that are normalised one by one also have effective_lr_unit, the
-    mean over filters of lr / ||w_i||^2.
+    only together they are scale-invariant. Filters that are normalised one by one, by a norm or as weight-normalised
+    rows, also have effective_lr_unit, the mean over filters of lr / ||w_i||^2.
     """
     net, adaptive = context.net, is_adaptive(context.optimizer)
     parameters = parameters_of(net)
@@ -47,11 +50,13 @@ def sizes(context: Context, parts: Mapping[str, list[Tensor]]) -> LayerNumbers:
         if not layer.incoming:
             continue
         numbers[layer.name, "effective_lr"] = float("nan")
-        if layer.norm is None:
+        path = layer.incoming[0].parameter
+        by_filter = isinstance(net.get_submodule(path.rpartition(".")[0]), WeightNormalised)
+        if layer.norm is None and not by_filter:
             continue
         own = incoming(layer, parameters)
-        lr = scheduled_lr(context.optimizer, net.get_parameter(layer.incoming[0].parameter))
-        if isinstance(net.get_submodule(layer.norm), FILTER_NORMS):
+        lr = scheduled_lr(context.optimizer, net.get_parameter(path))
+        if by_filter or isinstance(net.get_submodule(layer.norm or ""), FILTER_NORMS):
             own = _matrices(own)
             rates = effective_lr(lr, unit_norms(own[0]), adaptive)
             numbers[layer.name, "effective_lr_unit"] = rates.mean().item()
@@ -59,6 +64,15 @@ def sizes(context: Context, parts: Mapping[str, list[Tensor]]) -> LayerNumbers:
         numbers[layer.name, "weight_norm"] = size.item()
         numbers[layer.name, "effective_lr"] = effective_lr(lr, size, adaptive).item()
     return numbers
+
+
+def singular_values_of(net: nn.Module) -> LayerNumbers:
+    """smallest_singular_value (and of layers of factors the largest) of layers that hold a square map or factors."""
+    found: LayerNumbers = {}
+    for path, module in net.named_modules():
+        if isinstance(module, SquareMap | Factors):
+            found |= {(path, quantity): value for quantity, value in module.numbers().items()}
+    return found
 
 
 def distances(parts: Mapping[str, list[Tensor]], origin: Mapping[str, list[Tensor]], quantity: str) -> LayerNumbers:
