@@ -1,6 +1,7 @@
 """What is looked at, and what the parts of one look share: the frozen loss, the operator, the eigenpairs."""
 
 import copy
+import math
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -305,6 +306,9 @@ def check(operator: HessianOperator, seed: int) -> dict[str, Any]:
     found |= {"gradient_norm": norm, "parameters_without_influence": list(unused), "fault": "", "warnings": []}
     if unused:
         found["warnings"].append(f"the loss does not depend on {', '.join(unused)}: zeros in the Hessian")
+    if not (math.isfinite(point.loss) and math.isfinite(norm)):
+        found["fault"] = "loss or gradient are not finite at the weights, so there is no spectrum"
+        return found | {"products": 0}
     try:
         checked = self_check(operator, seed)
         found |= {"symmetry": checked.symmetry, "is_repeatable": checked.is_repeatable}
