@@ -98,6 +98,7 @@ class ContinualBackpropLearner(ReplacingLearner):
             self.parts, config.util_type, config.decay_rate, config.feature_magnitude, self.compensates, lead
         )
         self.budgets = {units.name: self._budget(units) for units in self.sets}
+        self.largest_chosen = self.statistics.utility.new_zeros(())
 
     def _compensates(self) -> bool:
         """Whether any consumer takes over what replaced units contribute."""
@@ -149,6 +150,7 @@ class ContinualBackpropLearner(ReplacingLearner):
             self._replace(due)
 
     def _replace(self, due: Sequence[tuple[UnitSet, int]]) -> None:
+        self.statistics.work_off()
         chosen = [(units, ByIndex(self._least_useful(units, number))) for units, number in due]
         if self.statistics.keeps_mean and self._compensates():
             for units, which in chosen:
@@ -175,11 +177,13 @@ class ContinualBackpropLearner(ReplacingLearner):
         else:
             scores = torch.stack([self.statistics.corrected_utility(part) for part in units.parts]).mean(0)
         mature = self.statistics.is_mature(units.parts[0], self.steps, self.config.maturity_threshold)
-        return scores.masked_fill(~mature, float("inf")).topk(number, largest=False).indices
+        least = scores.masked_fill(~mature, float("inf")).topk(number, largest=False)
+        self.largest_chosen = torch.maximum(self.largest_chosen, least.values.amax())
+        return least.indices
 
     def must_be_finite(self) -> dict[str, Tensor]:
-        """A unit of NaN or infinite utility keeps it until the epoch's end, where it stops the run."""
-        return {"utility of a unit": self.statistics.utility}
+        """Utilities now, and the largest that was chosen: NaN comes last in the ranking, but it might be all there is."""
+        return {"utility of a unit": self.statistics.utility, "utility of a replaced unit": self.largest_chosen}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resume needs: also the units' statistics by layer, and the carry of each set."""

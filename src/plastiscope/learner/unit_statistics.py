@@ -6,6 +6,7 @@ only the sums over weights and, in convolutional networks, over features are tak
 
 from collections.abc import Sequence
 from enum import Enum
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ NON_NEGATIVE = frozenset(("relu", "relu6", "sigmoid", "hardsigmoid", "softplus")
 """Activations with E|h| = E h."""
 CHUNK = 1 << 18
 """Elements of |W| that are held at a time, so that they stay in the cache."""
+BLOCK = 32
+"""Steps on single samples that are worked off at once."""
 
 
 class UtilityType(Enum):
@@ -74,6 +77,32 @@ class _Features(NamedTuple):
     others: tuple[int, ...]
 
 
+class _Sum(NamedTuple):
+    """One sum of |w|: the dimensions of `view` that go, where it goes to, whether it is added there.
+
+    Columns in blocks are summed over all else first, for torch sums whole columns fast and blocks of them slowly.
+    """
+
+    view: Tensor
+    dims: tuple[int, ...]
+    blocks: tuple[int, int] | None
+    out: Tensor
+    is_first: bool
+
+    def take(self) -> None:
+        """Take the sum of what `view` holds now."""
+        if self.blocks is None and self.is_first:
+            torch.sum(self.view, self.dims, out=self.out)
+            return
+        value = self.view.sum(self.dims)
+        if self.blocks is not None:
+            value = value.unflatten(-1, self.blocks).sum(-1)
+        if self.is_first:
+            self.out.copy_(value)
+        else:
+            self.out.add_(value)
+
+
 class AbsoluteSums:
     """Sums of |W| over each unit's rows or columns of one parameter, from one pass over it."""
 
@@ -81,50 +110,56 @@ class AbsoluteSums:
         """Prepare the pass over `tensor` [*lead, out, ...]."""
         self.tensor, self.lead = tensor.detach(), lead
         self.targets: list[tuple[Slices, Tensor, bool]] = []
+        self._buffer: Tensor | None = None
+        self._passes: list[list[tuple[Tensor, Tensor, list[_Sum]]]] = []
 
     def add(self, slices: Slices, out: Tensor, is_first: bool) -> None:
-        """Also sum over the units of `slices` into `out` [*lead, units]; add to it unless `is_first`."""
+        """Also sum over the units of `slices` into `out` [n, *lead, units]; add to it unless `is_first`."""
         self.targets.append((slices, out, is_first))
 
     def prepare(self) -> None:
-        """Make the buffer and the views of all passes."""
+        """Make the buffer, and the views of all passes into each of the n places."""
+        self._passes = [self._passes_into(place) for place in range(len(self.targets[0][1]))]
+
+    def _passes_into(self, place: int) -> list[tuple[Tensor, Tensor, list[_Sum]]]:
         whole, lead = self.tensor, self.lead
         rows = whole.shape[lead]
-        blocks = [slices.block for slices, _, _ in self.targets if slices.axis == 0]
-        can_split = lead == 0 and all(block == 1 for block in blocks) and whole.numel() > CHUNK
-        size = max(1, CHUNK // max(1, whole.numel() // rows)) if can_split else rows
-        buffer = torch.empty_like(whole.narrow(lead, 0, min(size, rows)))
-        self._passes = []
+        are_single = all(slices.block == 1 for slices, _, _ in self.targets if slices.axis == 0)
+        size = rows
+        if lead == 0 and are_single and whole.numel() > CHUNK:
+            size = max(1, CHUNK * rows // whole.numel())
+        if self._buffer is None:
+            self._buffer = torch.empty_like(whole.narrow(lead, 0, min(size, rows)))
+        passes = []
         for start in range(0, rows, size):
             part = whole.narrow(lead, start, min(size, rows - start))
-            absolute = buffer.narrow(lead, 0, part.shape[lead])
-            sums = [self._sum(absolute, start, *target) for target in self.targets]
-            self._passes.append((part, absolute, [entry for entry in sums if entry is not None]))
+            absolute = self._buffer.narrow(lead, 0, part.shape[lead])
+            sums = [self._sum(absolute, start, slices, out[place], first) for slices, out, first in self.targets]
+            passes.append((part, absolute, [one for one in sums if one is not None]))
+        return passes
 
-    def _sum(
-        self, absolute: Tensor, start: int, slices: Slices, out: Tensor, is_first: bool
-    ) -> tuple[Tensor, tuple[int, ...], Tensor, bool] | None:
-        lead = self.lead
+    def _sum(self, absolute: Tensor, start: int, slices: Slices, out: Tensor, is_first: bool) -> _Sum | None:
+        lead, axis = self.lead, self.lead + slices.axis
         if slices.axis == 0 and absolute.shape != self.tensor.shape:
             first, last = max(slices.offset, start), min(slices.offset + slices.width, start + len(absolute))
             if first >= last:
                 return None
-            out = out.narrow(0, first - slices.offset, last - first)
-            view = absolute.narrow(0, first - start, last - first)
-        else:
-            view = slices.view(absolute)
-            is_first = is_first and (slices.axis == 0 or start == 0)
-        return view, tuple(range(lead + 1, view.ndim)), out, is_first
+            out, view = (
+                out.narrow(0, first - slices.offset, last - first),
+                absolute.narrow(0, first - start, last - first),
+            )
+            return _Sum(view, tuple(range(1, view.ndim)), None, out, is_first)
+        view = absolute.narrow(axis, slices.offset, slices.width * slices.block)
+        others = tuple(dim for dim in range(lead, view.ndim) if dim != axis)
+        blocks = None if slices.block == 1 else (slices.width, slices.block)
+        return _Sum(view, others, blocks, out, is_first and (slices.axis == 0 or start == 0))
 
-    def __call__(self) -> None:
-        """Take the sums of the weights as they are now."""
-        for part, absolute, sums in self._passes:
+    def __call__(self, place: int) -> None:
+        """Take the sums of the weights as they are now into the place'th row of each target."""
+        for part, absolute, sums in self._passes[place]:
             torch.abs(part, out=absolute)
-            for view, dims, out, is_first in sums:
-                if is_first:
-                    torch.sum(view, dims, out=out)
-                else:
-                    out.add_(view.sum(dims))
+            for one in sums:
+                one.take()
 
 
 class UnitStatistics:
@@ -132,6 +167,9 @@ class UnitStatistics:
 
     With decay d: f <- d f + (1 - d) E h, u <- d u + (1 - d) y, c <- d c + (1 - d), all 0 for a fresh unit; f/c and u/c
     are the corrected values, for c = 1 - d^age.
+
+    Steps on single samples (online learning) only note the features and the sums of weights. A block of steps is then
+    worked off at once: after n steps f_n = d^n f_0 + (1 - d) sum_k d^(n-k) h_k, and so on.
     """
 
     def __init__(
@@ -159,33 +197,21 @@ class UnitStatistics:
         self.keeps_mean = keeps_mean or utility_type.uses_deviation
         self.uses_features = self.keeps_mean or self.uses_magnitude
         self.is_non_negative = all(part.layer.activation in NON_NEGATIVE for part in parts)
-        weight = parts[0].weights[0].tensor
-        starts = [0]
-        for part in parts:
-            starts.append(starts[-1] + part.layer.width)
-        self.places = {part: slice(a, b) for part, a, b in zip(parts, starts, starts[1:], strict=False)}
-        like = weight.detach().new_zeros(*weight.shape[:lead], starts[-1])
-        self.utility, self.magnitude = torch.zeros_like(like), torch.zeros_like(like)
-        self.born = torch.zeros_like(like, dtype=torch.int64)
-        self._means = torch.stack([like, like])  # of ones, of activations
-        self._now = torch.stack([torch.ones_like(like), like])
-        self._y, self._activity, self._corrected = (torch.empty_like(like) for _ in range(3))
-        self._outgoing, self._incoming, self._scale = (
-            torch.zeros_like(like),
-            torch.zeros_like(like),
-            torch.ones_like(like),
-        )
+        weight = parts[0].weights[0].tensor.detach()
+        edges = [0, *accumulate(part.layer.width for part in parts)]
+        self.places = {part: slice(*edge) for part, edge in zip(parts, pairwise(edges), strict=True)}
+        shape = (*weight.shape[:lead], edges[-1])
+        self.utility, self.magnitude, self.correction, self.mean = (weight.new_zeros(shape) for _ in range(4))
+        self.born = torch.zeros_like(self.utility, dtype=torch.int64)
+        self._scale = torch.ones_like(self.utility)
+        # Rows are the steps of a block that is under way.
+        self.noted = 0
+        self._activations, self._outgoing, self._incoming = (weight.new_zeros(BLOCK, *shape) for _ in range(3))
+        self._places_of_activations = [row.unsqueeze(lead) for row in self._activations]
         self._sums = self._prepare_sums()
-
-    @property
-    def correction(self) -> Tensor:
-        """c, [*lead, all units]."""
-        return self._means[0]
-
-    @property
-    def mean_activation(self) -> Tensor:
-        """The mean activation without its correction, [*lead, all units]."""
-        return self._means[1]
+        ages = torch.arange(1, BLOCK + 1, dtype=torch.float64)
+        self._kept = (decay**ages).to(weight)
+        self._weights = ((1.0 - decay) * decay ** (ages[:, None] - ages)).tril().to(weight)
 
     def _prepare_sums(self) -> list[AbsoluteSums]:
         """The passes over weights, each parameter once; the constant factor that makes means of the sums."""
@@ -199,8 +225,8 @@ class UnitStatistics:
 
         for part, place in self.places.items():
             if self.kind.uses_outgoing:
-                count = sum_of([consumer.weight for consumer in part.consumers], self._outgoing[..., place])
-                self._scale[..., place] /= count
+                consumers = [consumer.weight for consumer in part.consumers]
+                self._scale[..., place] /= sum_of(consumers, self._outgoing[..., place])
             if self.kind.uses_incoming:
                 self._scale[..., place] *= sum_of(part.weights, self._incoming[..., place])
         for one in passes.values():
@@ -209,45 +235,84 @@ class UnitStatistics:
 
     def update(self, features: Sequence[Tensor]) -> None:
         """One step more: the weights as they are now, the features of the step (empty when none are used)."""
-        new = 1.0 - self.decay
-        if self.uses_features:
-            self._reduce(features, new)
-        else:
-            self._means[0].lerp_(self._now[0], new)
-        if self.kind is UtilityType.random:
-            return
+        is_single = all(h.ndim == self.lead + 2 and h.shape[self.lead] == 1 for h in features)
+        if not is_single:
+            self.work_off()
         for take in self._sums:
-            take()
+            take(self.noted)
+        if not is_single:
+            self._look(features)
+            return
+        if len(features) == 1:
+            self._places_of_activations[self.noted].copy_(features[0])
+        elif features:
+            torch.cat(list(features), -1, out=self._places_of_activations[self.noted])
+        self.noted += 1
+        if self.noted == BLOCK:
+            self.work_off()
+
+    def work_off(self) -> None:
+        """Bring the exponential means up to the last step that was noted."""
+        n, self.noted = self.noted, 0
+        if n == 0:
+            return
+        activations = self._activations[:n]
+        corrections = self._decayed(self.correction, torch.ones_like(activations))
+        activity = None
+        if self.keeps_mean:
+            means = self._decayed(self.mean, activations)
+            if self.kind.uses_deviation:
+                activity = torch.sub(activations, means / corrections).abs_()
+            self.mean.copy_(means[-1])
+        if self.uses_magnitude:
+            activity = activations.abs()
+            if self.is_cumulative:
+                activity = activity.cumsum(0).mul_(1.0 - self.decay).add_(self.magnitude)
+                self.magnitude.copy_(activity[-1])
+        if self.kind is not UtilityType.random:
+            y = self._y(slice(0, n), activity)
+            self.utility.copy_(self._decayed(self.utility, y.expand_as(activations))[-1])
+        self.correction.copy_(corrections[-1])
+
+    def _decayed(self, start: Tensor, values: Tensor) -> Tensor:
+        """The exponential mean after each of n steps with `values` [n, ...], from `start` [...]."""
+        n = len(values)
+        kept = self._kept[:n].reshape(n, *(1,) * start.ndim)
+        return torch.addmm((kept * start).flatten(1), self._weights[:n, :n], values.flatten(1)).view(values.shape)
+
+    def _y(self, steps: int | slice, activity: Tensor | None) -> Tensor:
+        """What steps add to the utility, [(n), *lead, units]."""
         y = self._scale
         if self.kind.uses_outgoing:
-            y = torch.mul(self._outgoing, y, out=self._y)
-        if self.uses_magnitude or self.kind.uses_deviation:
-            y = torch.mul(y, self._activity, out=self._y)
-        if self.kind.uses_incoming:
-            y = torch.div(y, self._incoming, out=self._y)
-        self.utility.lerp_(y, new)
+            y = self._outgoing[steps] * y
+        if activity is not None:
+            y = y * activity
+        return y / self._incoming[steps] if self.kind.uses_incoming else y
 
-    def _reduce(self, features: Sequence[Tensor], new: float) -> None:
-        """Exponential means of the features, and E|h| or E|h - f| of the step into `_activity`."""
-        layers = self._side_by_side(features)
+    def _look(self, features: Sequence[Tensor]) -> None:
+        """One step on a batch: exponential means of the features, E|h| or E|h - f| of the step, utility."""
+        layers, new, activity = self._side_by_side(features), 1.0 - self.decay, None
+        self.correction.lerp_(torch.ones_like(self.correction), new)
         if self.keeps_mean:
-            self._average(layers, [layer.feature for layer in layers], self._now[1])
-            self._means.lerp_(self._now, new)
-        else:
-            self._means[0].lerp_(self._now[0], new)
+            now = self._average(layers, [layer.feature for layer in layers])
+            self.mean.lerp_(now, new)
         if self.kind.uses_deviation:
-            torch.div(self._means[1], self._means[0], out=self._corrected)
-            self._average(layers, [self._deviation(layer) for layer in layers], self._activity)
+            mean = self.mean / self.correction
+            # |h - f| = 2 max(h, f) - h - f, one pass over the features less
+            largest = [torch.maximum(layer.feature, self._beside(layer, mean)) for layer in layers]
+            activity = self._average(layers, largest).mul_(2.0).sub_(now).sub_(mean).clamp_(min=0.0)
         elif self.uses_magnitude:
             if self.is_non_negative and self.keeps_mean:
-                self._activity.copy_(self._now[1])
+                activity = now
             else:
                 magnitudes = [layer.feature if self.is_non_negative else layer.feature.abs() for layer in layers]
-                self._average(layers, magnitudes, self._activity)
+                activity = self._average(layers, magnitudes)
             if self.is_cumulative:
-                self._activity.copy_(self.magnitude.add_(self._activity, alpha=new))
+                activity = self.magnitude.add_(activity, alpha=new)
+        if self.kind is not UtilityType.random:
+            self.utility.lerp_(self._y(0, activity), new)
 
-    def _side_by_side(self, features: Sequence[Tensor]) -> list["_Features"]:
+    def _side_by_side(self, features: Sequence[Tensor]) -> list[_Features]:
         """Features with their places in the vector of all units; fully connected layers are joined into one."""
         lead = self.lead
         if all(feature.ndim == lead + 2 for feature in features):
@@ -260,29 +325,29 @@ class UnitStatistics:
             found.append(_Features(feature, self.places[part], axis, others))
         return found
 
-    def _average(self, layers: Sequence["_Features"], values: Sequence[Tensor], out: Tensor) -> None:
+    def _average(self, layers: Sequence[_Features], values: Sequence[Tensor]) -> Tensor:
+        """Means over samples and positions, [*lead, all units]."""
+        out = torch.empty_like(self.utility)
         for layer, value in zip(layers, values, strict=True):
-            if len(layers) == 1 and value.shape[self.lead] == 1 and value.ndim == self.lead + 2:
-                out.copy_(value.squeeze(self.lead))  # a single sample: nothing to average
-            else:
-                torch.mean(value, layer.others, out=out[..., layer.place])
+            torch.mean(value, layer.others, out=out[..., layer.place])
+        return out
 
-    def _deviation(self, layer: "_Features") -> Tensor:
-        """|h - f| of a layer."""
-        mean = self._corrected[..., layer.place]
-        shape = [*mean.shape[: self.lead], *(1,) * (layer.feature.ndim - self.lead)]
-        shape[layer.axis] = mean.shape[-1]
-        return (layer.feature - mean.view(shape)).abs_()
+    def _beside(self, layer: _Features, values: Tensor) -> Tensor:
+        """A layer's values [*lead, units], ready to broadcast against its features."""
+        own = values[..., layer.place]
+        shape = [*own.shape[: self.lead], *(1,) * (layer.feature.ndim - self.lead)]
+        shape[layer.axis] = own.shape[-1]
+        return own.view(shape)
 
     def corrected_mean(self, part: Part) -> Tensor:
-        """f^ of a layer, [*lead, units]."""
+        """f^ of a layer, [*lead, units], as of the last step that was worked off."""
         place = self.places[part]
-        return self._means[1][..., place] / self._means[0][..., place]
+        return self.mean[..., place] / self.correction[..., place]
 
     def corrected_utility(self, part: Part) -> Tensor:
-        """u^ of a layer, [*lead, units]."""
+        """u^ of a layer, [*lead, units], as of the last step that was worked off."""
         place = self.places[part]
-        return self.utility[..., place] / self._means[0][..., place]
+        return self.utility[..., place] / self.correction[..., place]
 
     def is_mature(self, part: Part, step: int, maturity: int) -> Tensor:
         """Whether the age of each unit at `step` is more than `maturity`, bool [*lead, units]."""
@@ -291,35 +356,44 @@ class UnitStatistics:
     def start_anew(self, part: Part, chosen: Chosen, step: int) -> None:
         """The chosen units are fresh after `step`; a cumulative magnitude stays."""
         place = self.places[part]
-        for state in (self.utility, self._means[0], self._means[1]):
+        for state in (self.utility, self.correction, self.mean):
             chosen.put(state[..., place], 0.0)
         chosen.put(self.born[..., place], step)
 
     def all_anew(self, step: int) -> None:
         """All units are fresh after `step`."""
-        self.utility.zero_()
-        self._means.zero_()
-        self.magnitude.zero_()
+        self.noted = 0
+        for state in (self.utility, self.correction, self.mean, self.magnitude):
+            state.zero_()
         self.born.fill_(step)
 
     def _states(self) -> dict[str, Tensor]:
         return {
             "utility": self.utility,
-            "correction": self._means[0],
-            "mean_activation": self._means[1],
+            "correction": self.correction,
+            "mean_activation": self.mean,
             "magnitude": self.magnitude,
             "born": self.born,
         }
 
+    def _notes(self) -> dict[str, Tensor]:
+        notes = {"activations": self._activations, "outgoing": self._outgoing, "incoming": self._incoming}
+        return {f"noted_{name}": rows for name, rows in notes.items()}
+
     def state_dict(self) -> dict[str, Any]:
-        """By layer, tensors [*lead, units]."""
+        """By layer: tensors [*lead, units], and of a block under way [n, *lead, units]."""
+        values = self._states() | {name: rows[: self.noted] for name, rows in self._notes().items()}
         return {
-            part.layer.name: {name: value[..., place].clone() for name, value in self._states().items()}
+            part.layer.name: {name: value[..., place].clone() for name, value in values.items()}
             for part, place in self.places.items()
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         for part, place in self.places.items():
+            own = state[part.layer.name]
+            self.noted = len(own["noted_activations"])
             for name, value in self._states().items():
-                value[..., place].copy_(state[part.layer.name][name])
+                value[..., place].copy_(own[name])
+            for name, rows in self._notes().items():
+                rows[: self.noted, ..., place].copy_(own[name])
