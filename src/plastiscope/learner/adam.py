@@ -6,12 +6,14 @@ youngest of its entries.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from plastiscope.learner.learner import ParameterGroups
 
 AGE = "age_"
 
@@ -27,7 +29,7 @@ class UnitAdam(torch.optim.Adam):
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        parameters: ParameterGroups,
         lr: float,
         betas: tuple[float, float],
         eps: float,
@@ -38,7 +40,7 @@ class UnitAdam(torch.optim.Adam):
         """Make the optimiser.
 
         Args:
-            parameters: those to update.
+            parameters: those to update, or groups of them.
             lr: step size.
             betas: decay of the moments.
             eps: added to the root of the second moment after its bias correction.

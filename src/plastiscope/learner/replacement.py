@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from plastiscope.data.samples import Batch
 from plastiscope.learner.adam import UnitAdam
 from plastiscope.learner.features import TrainingFeatures
-from plastiscope.learner.learner import InitialNet, Learner, LearnerConfig, Optimizer
+from plastiscope.learner.learner import InitialNet, Learner, LearnerConfig, Optimizer, parameter_groups
 from plastiscope.learner.unit_parameters import Chosen, Part, ResidualMode, Slices, UnitSet, unit_sets
 from plastiscope.measure.keyed import Seed, keyed_bits, keyed_normal, keyed_uniform
 from plastiscope.net.activation import Activation
@@ -109,7 +109,8 @@ class FreshWeights:
 def compensate(part: Part, chosen: Chosen, mean_activation: Tensor, at_norms: bool) -> None:
     """Give the consumers' biases what the chosen units contribute on average: b += sum_i W_out[:, i] f_i.
 
-    Exact when the units are constant; at the borders of a convolution with padding up to the padding.
+    Exact when the units are constant; at the borders of a convolution with padding up to the padding. Units of CReLU
+    are left out: the mean does not tell their two parts apart.
 
     Args:
         part: the layer of the units.
@@ -117,11 +118,13 @@ def compensate(part: Part, chosen: Chosen, mean_activation: Tensor, at_norms: bo
         mean_activation: f, [*lead, units], over samples and positions.
         at_norms: also where a batch norm follows, which takes a constant shift away by itself.
     """
+    if part.layer.activation == "crelu":
+        return
     mean = chosen.kept(chosen.take(mean_activation)).unsqueeze(-1)
     lead = mean_activation.ndim - 1
     for consumer in part.consumers:
         if consumer.bias is not None and (at_norms or not consumer.is_normalised):
-            weight = chosen.take(consumer.weight.view())
+            weight = chosen.take(consumer.effective())
             weight = weight.reshape(*weight.shape[: lead + 2], -1).sum(-1)
             consumer.bias.detach().add_((weight * mean).sum(lead))
 
@@ -144,7 +147,7 @@ def replace_units(
         generation = chosen.take(generations[units.name])
         for part in units.parts:
             for slices in part.incoming:
-                value: Tensor | float = 0.0
+                value: Tensor | float = slices.fresh
                 view = slices.view()
                 if not slices.is_bias:
                     value = fresh.values(slices, part.layer.activation, chosen.ids, generation)
@@ -155,7 +158,8 @@ def replace_units(
         for part in units.parts:
             touched = [*part.incoming, *(consumer.weight for consumer in part.consumers)]
             for consumer in part.consumers:
-                chosen.put(consumer.weight.view(), 0.0)
+                with consumer.keeping_others():
+                    chosen.put(consumer.weight.view(), 0.0)
             for slices, value in part.norm:
                 chosen.put(slices.view(), value)
                 touched.append(slices)
@@ -220,7 +224,7 @@ class ReplacingLearner(Learner):
         self.fresh = FreshWeights(seed, config.init, initial_net, self.parts)
         if config.reset_optimizer_state and config.optimizer is not Optimizer.sgd:
             self.optimizer = UnitAdam(
-                self.parameters,
+                parameter_groups(net, self.parameters),
                 lr=config.lr,
                 betas=(config.betas[0], config.betas[1]),
                 eps=config.eps,

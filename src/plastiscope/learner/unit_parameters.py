@@ -5,6 +5,7 @@ have leading axes (replicas that advance together): axes of a wire count from th
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from math import prod
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from plastiscope.error import ConfigError
 from plastiscope.net.units import TIED, Layer, UnitDescription, Wire
+from plastiscope.net.weight_normalised import WeightNormalised
 
 
 class ResidualMode(Enum):
@@ -39,6 +41,7 @@ class Slices:
         block: entries of the axis for each unit.
         offset: the entry of unit 0.
         lead: number of leading axes.
+        fresh: what a fresh unit has there, if it is not drawn.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Slices:
     block: int = 1
     offset: int = 0
     lead: int = 0
+    fresh: float = 0.0
 
     def view(self, tensor: Tensor | None = None) -> Tensor:
         """A tensor of the parameter's shape (by default its own) as a view [*lead, units, ...]."""
@@ -62,7 +66,7 @@ class Slices:
 
     @property
     def is_bias(self) -> bool:
-        """Whether a unit owns one value, which nothing multiplies."""
+        """Whether a unit owns one value a row, a bias or a scale, which is not drawn."""
         return self.tensor.ndim - self.lead == 1
 
     @property
@@ -81,11 +85,25 @@ class Consumer:
     """A parameter that reads the units; its bias, if there is one.
 
     `is_normalised`: a normalisation by the statistics of each of its units follows, which takes a constant shift away.
+    `normed`: the layer, where it divides the rows of the parameter by their lengths.
     """
 
     weight: Slices
     bias: Tensor | None
     is_normalised: bool
+    normed: WeightNormalised | None = None
+
+    def effective(self) -> Tensor:
+        """What each unit is multiplied with, [*lead, units, ...]; the parameter's own part as a view."""
+        return self.weight.view(None if self.normed is None else self.normed.effective_weight().detach())
+
+    @contextmanager
+    def keeping_others(self) -> Iterator[None]:
+        """Inside, columns are set to 0; what the other units are multiplied with stays."""
+        with ExitStack() as stack:
+            if self.normed is not None:
+                stack.enter_context(self.normed.keeping_effective_weights())
+            yield
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,11 +226,14 @@ class _Binder:
         needed = wire.offset + layer.width * wire.block
         if wire.axis >= len(shape) or needed > shape[wire.axis]:
             raise _misfit(layer, f"needs {needed} entries of axis {wire.axis} of {wire.parameter} {tuple(shape)}")
-        return Slices(wire.parameter, parameter, wire.axis, layer.width, wire.block, wire.offset, self.lead)
+        return Slices(wire.parameter, parameter, wire.axis, layer.width, wire.block, wire.offset, self.lead, wire.fresh)
 
     def _consumer(self, layer: Layer, wire: Wire) -> Consumer:
-        bias = self.parameters.get(f"{wire.parameter.rpartition('.')[0]}.bias")
-        return Consumer(self._slices(layer, wire), bias, wire.parameter in self.normalised)
+        weight, path = self._slices(layer, wire), wire.parameter.rpartition(".")[0]
+        module = self.net.get_submodule(path)
+        normed = module if isinstance(module, WeightNormalised) else None
+        bias = self.parameters.get(f"{path}.bias")
+        return Consumer(weight, bias, wire.parameter in self.normalised, normed)
 
     def _norm_module(self, layer: Layer, path: str) -> nn.Module:
         try:
@@ -226,9 +247,10 @@ class _Binder:
         for name, tensor in tensors:
             if name not in FRESH_NORM:
                 continue  # a count of batches
-            if tensor.ndim == self.lead or tensor.shape[self.lead] != layer.width:
+            block = layer.incoming[0].block  # as many rows as the weights before it have for each unit
+            if tensor.ndim == self.lead or tensor.shape[self.lead] != layer.width * block:
                 raise _misfit(layer, f"has {layer.width} units, {path}.{name} {tuple(tensor.shape[self.lead :])}")
-            yield Slices(f"{path}.{name}", tensor, 0, layer.width, lead=self.lead), FRESH_NORM[name]
+            yield Slices(f"{path}.{name}", tensor, 0, layer.width, block, lead=self.lead), FRESH_NORM[name]
 
 
 class Chosen:
