@@ -99,13 +99,15 @@ class Table:
 
         self.path = path
         self._held: pa.Table | None = None
+        self._file: pyarrow.parquet.ParquetFile | None = None
         self._kept: Array | None = None
         try:
             if path.suffix == ".csv":
                 self._held = pyarrow.csv.read_csv(path)
                 schema, self.about = self._held.schema, read_json(path.with_suffix(".json")) or {}
             else:
-                schema = pyarrow.parquet.read_schema(path)
+                self._file = pyarrow.parquet.ParquetFile(path)  # stays open: to open it takes longer than a column does
+                schema = self._file.schema_arrow
                 self.about = json.loads((schema.metadata or {}).get(KEY, b"{}"))
         except (pa.ArrowException, OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read as a table ({str(error).splitlines()[0]})") from None
@@ -140,21 +142,18 @@ class Table:
         Raises:
             DataError: there is none of this name; says which there are.
         """
-        import pyarrow.parquet
-
         if name not in self.names:
             raise DataError(f"{self.path} has no column {name}; there are: {', '.join(self.names)}")
-        held = self._held or pyarrow.parquet.read_table(self.path, columns=[name])
+        held = self._held if self._file is None else self._file.read([name])
+        assert held is not None
         values = held.column(name).to_pandas().to_numpy()
         return values if self._kept is None else values[self._kept]
 
     def slices(self) -> Iterator[Rows]:
         """All columns, a row group at a time; null stays masked."""
-        import pyarrow.parquet
-
-        file = pyarrow.parquet.ParquetFile(self.path)
-        for group in range(file.num_row_groups):
-            rows = file.read_row_group(group)
+        assert self._file is not None
+        for group in range(self._file.num_row_groups):
+            rows = self._file.read_row_group(group)
             yield {name: _masked(rows.column(name)) for name in self.names}
 
 
