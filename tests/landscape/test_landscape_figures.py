@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from matplotlib.colors import LogNorm
+from matplotlib.table import Cell
 from matplotlib.text import Text
 
 from landscape.look_cases import normed, settings_of, stored
@@ -53,7 +54,8 @@ def test_equal_files_give_equal_pictures_of_what_there_is(pictures, tmp_path):
 
 
 def texts(figure):
-    return " ".join(text.get_text() for text in figure.findobj(Text))
+    found = [*figure.findobj(Text), *(cell.get_text() for cell in figure.findobj(Cell))]
+    return " ".join(text.get_text() for text in found)
 
 
 def test_true_losses_stand_beside_those_of_the_plane(pictures):
