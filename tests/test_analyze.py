@@ -1,5 +1,6 @@
 """plastiscope-analyze: a run is looked at again, beside its folder, alone or by several processes."""
 
+import json
 import multiprocessing
 import os
 import re
@@ -23,9 +24,9 @@ from plans import make_plan
 from plastiscope import app
 from plastiscope.analyze import analyze
 from plastiscope.build import build
-from plastiscope.error import PlastiscopeError
+from plastiscope.error import PlastiscopeError, RunError
 from plastiscope.experiment import load_tasks, make_context, make_learner, run
-from plastiscope.replay import Replay, Share
+from plastiscope.replay import Replay, Share, goes_on
 from plastiscope.run import processes as sharing
 from plastiscope.run.log import read_rows
 from plastiscope.run.processes import Processes
@@ -179,6 +180,71 @@ def test_a_run_that_goes_on_is_said_to(trained, tmp_path, command):
     folders = sorted((tmp_path / "run_analyses").iterdir())
     shapes = sorted(plastiscope.load_run(folder).samples("loss").shape[0] for folder in folders)
     assert shapes == [4 - 1, 4]
+
+
+def hidden(run: Path, *epochs: int) -> Callable[[], None]:
+    """Take snapshots away, as if the run had not got so far; gives what puts them back and finishes the run."""
+    paths = [run / "snapshots" / f"epoch_{e:06d}.pt" for e in epochs]
+    kept = {path: path.read_bytes() for path in paths}
+    for path in paths:
+        path.unlink()
+    write_status(run, State.preempted)
+
+    def finish() -> None:
+        for path, content in kept.items():
+            path.write_bytes(content)
+        write_status(run, State.done)
+
+    return finish
+
+
+LATER = [*ASKED, "analysis=[csl,dormant,continual,curvature]", "curvature.directions=1"]
+
+
+@pytest.fixture(scope="module")
+def whole(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished run, analysed at once."""
+    return analyze(trained, LATER, tmp_path_factory.mktemp("whole") / "out")
+
+
+@pytest.mark.parametrize(("last", "state"), [(1, State.done), (2, State.preempted)])
+def test_an_analysis_of_an_unfinished_run_is_extended(trained, whole, tmp_path, last, state):
+    """Within the first task and at its end; then it is what it would have been at once."""
+    shutil.copytree(trained, tmp_path / "run")
+    finish, out = hidden(tmp_path / "run", *range(last + 1, 5)), tmp_path / "out"
+    analyze(tmp_path / "run", LATER, out)
+    assert read_status(out)["state"] == "done" and max(walked(out)) == last
+    write_status(out, state)
+    finish()
+    analyze(tmp_path / "run", LATER, out)
+    assert walked(out) == [0, 1, 2, 3, 4]
+    assert_equal(out, whole)
+
+
+def walked(out: Path) -> list[int]:
+    return json.loads((out / "run.json").read_text())["replay_of"]["epochs_completed"]
+
+
+def test_two_processes_extend_an_analysis(trained, whole, tmp_path):
+    """Within the second task: what its last look leaves (silent units, curvature at epoch 3) is made anew."""
+    shutil.copytree(trained, tmp_path / "run")
+    finish, out = hidden(tmp_path / "run", 4), tmp_path / "out"
+    analyze(tmp_path / "run", LATER, out)
+    assert plastiscope.load_run(out).samples("input_curv_norm").epochs_completed.tolist() == [2, 3]
+    finish()
+    assert in_processes(2, tmp_path / "run", out, *LATER) == [0, 0]
+    assert_equal(out, whole)
+    (tmp_path / "run" / "snapshots" / "epoch_000001.pt").unlink()
+    with pytest.raises(RunError, match="holds a walk over other checkpoints: the one after 1 epochs is gone"):
+        analyze(tmp_path / "run", LATER, out)
+
+
+def test_which_walks_go_on(tmp_path):
+    assert goes_on([0, 2], [0, 2, 4], tmp_path) and goes_on([], [0], tmp_path)
+    assert not goes_on([0, 2], [0, 2], tmp_path)
+    for now, odd in (([0, 1, 2, 3], "1 epochs was not there then"), ([0, 4], "2 epochs is gone"), ([0], "2 epochs is")):
+        with pytest.raises(RunError, match=odd):
+            goes_on([0, 2], now, tmp_path)
 
 
 def test_a_snapshot_that_is_missing_is_refused(trained, tmp_path, command):

@@ -23,7 +23,7 @@ from plastiscope.learner.learner import Learner, Reset
 from plastiscope.loop import Loop
 from plastiscope.measure.keyed import named_seed
 from plastiscope.net.describe import describe
-from plastiscope.replay import Replay, refuse_training
+from plastiscope.replay import Replay, goes_on, refuse_training
 from plastiscope.run.checkpoint import Checkpoints
 from plastiscope.run.folder import FolderLock
 from plastiscope.run.generators import seed_generators
@@ -64,7 +64,7 @@ def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
     if stored is not None:
         theirs = plain(read_config(folder, trust=True))  # compared as it stands; nothing that it names is imported
         plan = as_known_to(plan, theirs)
-        if _finished(plan, theirs, folder):
+        if _finished(plan, theirs, folder) and not _has_more(plan, stored, folder):
             more = " Raise num_tasks to go on." if plan.settings.replay.folder is None else ""
             print(f"{folder} is done already ({plan.settings.num_tasks} tasks); nothing to do.{more}")
             return
@@ -287,7 +287,10 @@ def _resume(plan: Plan, loop: Loop, journal: Journal) -> None:
     loaded = journal.load_checkpoint()
     if loaded is not None:
         state, warning = loaded
-        loop.load_state_dict(state)
+        if isinstance(loop, Replay):
+            loop.take_up(state)
+        else:
+            loop.load_state_dict(state)
         if warning:
             print(warning, file=sys.stderr)
         print(f"going on at {loop.where()}", flush=True)
@@ -312,6 +315,19 @@ def _finished(plan: Plan, theirs: dict[str, Any], folder: Path) -> bool:
             "Give the same settings to go on, or another folder (hydra.run.dir=...) to start anew"
         )
     return read_status(folder).get("state") == State.done.value and theirs["num_tasks"] >= plan.settings.num_tasks
+
+
+def _has_more(plan: Plan, stored: dict[str, Any], folder: Path) -> bool:
+    """Whether there are checkpoints now that the finished replay in the folder has not walked.
+
+    Raises:
+        RunError: it has walked others.
+    """
+    replay, before = plan.settings.replay, stored.get("replay_of", {}).get("epochs_completed", [])
+    if replay.folder is None:
+        return False
+    now, _ = replay.walked(replay.open(), plan.settings.num_tasks, plan.settings.epochs)
+    return goes_on(before, now, folder)
 
 
 def identity_hash(plan: Plan) -> str:

@@ -21,10 +21,15 @@ holds the selected ones, so its epoch row is theirs too, not that of the last st
 Epoch 0 belongs to task 0, epoch e > 0 to task (e - 1) // epochs. Events within an epoch do not fire, and analyses that
 need them say so in `needs_training`.
 
+A walk can be extended: when the folder of the weights has more of them later, such as those of a run that has gone on,
+the same command goes back to the last task end of the walk and on from there, since what is kept of a task may depend
+on which of its weights there are.
+
 Several processes walk together: the first one does everything, the others only what `Callback.shared_events` names, in
 which per-sample scores are shared out.
 """
 
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -37,6 +42,7 @@ from plastiscope.event import Callback, Numbers, undisturbed
 from plastiscope.formats.checkpoints import CheckpointFolder, Layout, Wanted, find_checkpoints, fit
 from plastiscope.learner.learner import Learner
 from plastiscope.loop import Loop, is_evaluated
+from plastiscope.run.journal import NOTHING
 from plastiscope.run.snapshots import digest
 
 
@@ -164,6 +170,22 @@ def stops(walked: Sequence[int], epochs: int) -> list[Stop]:
     return found
 
 
+def goes_on(before: Sequence[int], now: Sequence[int], folder: Path) -> bool:
+    """Whether a walk over checkpoints after `before` epochs is to go on over further ones, those after `now` epochs.
+
+    Raises:
+        RunError: those of before are not the first ones of now; names the `folder` of the walk.
+    """
+    if list(now[: len(before)]) == list(before):
+        return len(now) > len(before)
+    odd = min(set(before) ^ set(now))
+    what = "is gone" if odd in before else "was not there then"
+    raise RunError(
+        f"{folder} holds a walk over other checkpoints: the one after {odd} epochs {what}. Write into another folder "
+        "(--out, hydra.run.dir), or delete this one"
+    )
+
+
 @dataclass(kw_only=True)
 class Replay(Loop):
     """The state of a replay, and the walk.
@@ -176,6 +198,7 @@ class Replay(Loop):
         position: stops that are behind us.
         last_row: the newest epoch's accuracies.
         task_begin_row: numbers of on_task_begin, for the task's row.
+        task_end: state and place in the journal at the last task end; None before the first.
     """
 
     learner: Learner
@@ -185,6 +208,7 @@ class Replay(Loop):
     position: int = 0
     last_row: Numbers = field(default_factory=dict)
     task_begin_row: Numbers = field(default_factory=dict)
+    task_end: dict[str, Any] | None = None
     _loaded: int | None = None
     """Epochs completed of the weights in the network."""
 
@@ -207,6 +231,9 @@ class Replay(Loop):
             self._go_to(stop)
             getattr(self, f"_{stop.event}")(stop)
             self.position += 1
+            if stop.event == "end":
+                place = self.journal.place(stop.epochs_completed)
+                self.task_end = {"position": self.position, "callbacks": self._callback_states(), "place": place}
             if self.position == len(walk) or walk[self.position].epochs_completed != stop.epochs_completed:
                 self._checkpoint()
         with self._looking():
@@ -329,10 +356,32 @@ class Replay(Loop):
             "last_row": self.last_row,
             "task_begin_row": self.task_begin_row,
             "callbacks": self._callback_states(),
+            "walked": list(self.context.checkpoints or ()),
+            "task_end": self.task_end,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.position, self.last_row = state["position"], state["last_row"]
-        self.task_begin_row = state["task_begin_row"]
+        self.task_begin_row, self.task_end = state["task_begin_row"], state.get("task_end")
         self._load_callbacks(state["callbacks"])
+
+    def take_up(self, state: dict[str, Any]) -> None:
+        """Go on from a state; from its last task end, if there are more checkpoints now than there were then.
+
+        Raises:
+            RunError: checkpoints that it has walked are gone, or there are new ones between them.
+        """
+        if not goes_on(state.get("walked", []), self.context.checkpoints or (), self.context.run_folder):
+            self.load_state_dict(state)
+            return
+        end = state.get("task_end")
+        if end is not None:
+            ahead = {"last_row": {}, "task_begin_row": {}, "task_end": end}
+            self.load_state_dict({**ahead, "position": end["position"], "callbacks": end["callbacks"]})
+        self.journal.cut_back(NOTHING if end is None else end["place"])
+        context = self.context
+        first = 0 if end is None else end["place"]["epochs_completed"] // context.epochs
+        for k in range(first, context.num_tasks):
+            shutil.rmtree(context.run_folder / f"task_{k:04d}_{context.arch}", ignore_errors=True)
+        self._checkpoint()

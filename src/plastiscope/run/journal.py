@@ -1,7 +1,7 @@
 """The journal of one run: everything that the training loop writes goes through it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from plastiscope.run.wandb_sink import WandbSink
 
 Row = dict[str, Any]
 Weights = Callable[[], dict[str, Tensor]]
+NOTHING = {"metrics": 0, "timings": 0, "epochs_completed": -1}
+"""The place before anything is written."""
 
 
 @dataclass(kw_only=True)
@@ -69,12 +71,21 @@ class Journal:
                 f"the checkpoint in {self.folder} was written under other settings than its config.yaml says; "
                 "put back the folder's own checkpoint/, or start anew in another folder (hydra.run.dir=...)"
             )
-        state, about, warning = loaded or ({}, {"metrics": 0, "timings": 0, "epochs_completed": -1}, "")
-        self.metrics.cut_back(about["metrics"])
-        self.timings.cut_back(about["timings"])
-        self.snapshots.cut_back(about["epochs_completed"])
-        self.samples.cut_back(about["epochs_completed"])
+        state, about, warning = loaded or ({}, NOTHING, "")
+        self.cut_back(about)
         return (state, warning) if loaded else None
+
+    def cut_back(self, place: Mapping[str, int]) -> None:
+        """Forget what was written after a `place`."""
+        self.metrics.cut_back(place["metrics"])
+        self.timings.cut_back(place["timings"])
+        self.snapshots.cut_back(place["epochs_completed"])
+        self.samples.cut_back(place["epochs_completed"])
+
+    def place(self, epochs_completed: int) -> dict[str, int]:
+        """Where all that is written stands now, after so many whole epochs; for `cut_back`."""
+        sizes = {"metrics": self.metrics.size(), "timings": self.timings.size()}
+        return {**sizes, "epochs_completed": epochs_completed}
 
     def past_rows(self) -> list[Row]:
         """Rows of both logs, merged by step and kind, in the order they were written."""
@@ -121,8 +132,7 @@ class Journal:
     def checkpoint(self, state: dict[str, Any], epochs_completed: int) -> None:
         """Write a checkpoint of `state`, which stands after `epochs_completed` whole epochs."""
         self.samples.sync()
-        sizes = {"metrics": self.metrics.size(), "timings": self.timings.size()}
-        about = {**sizes, "epochs_completed": epochs_completed, "config_hash": self._config_hash}
+        about = {**self.place(epochs_completed), "config_hash": self._config_hash}
         self._checkpoints.save(state, about)
         self._last_checkpoint = time.monotonic()
 
