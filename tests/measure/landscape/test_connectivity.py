@@ -1,9 +1,11 @@
 """Curves between networks against closed forms, and statistics along them."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from landscape_cases import DOUBLE, fixture_f, frozen_loss, loss_of_weights
 from torch import nn
 
@@ -12,6 +14,7 @@ from plastiscope.measure.keyed import keyed_uniform
 from plastiscope.measure.landscape.connectivity import (
     Curve,
     barrier,
+    batch_statistics,
     curve_mean,
     first_bend,
     fresh_statistics,
@@ -145,6 +148,40 @@ def test_fresh_statistics_weigh_batches_by_their_size() -> None:
         pass
 
 
+def test_the_bend_is_trained_with_the_statistics_of_its_batches() -> None:
+    """One step: gradients through the batches' own statistics, at the pair of points."""
+    net = norm_net(3)
+    inputs, targets = torch.randn(12, 6, dtype=DOUBLE), torch.randint(0, 3, (12,))
+    net.train()(3 * inputs + 1)
+    frozen = frozen_loss(net.eval(), inputs, targets, 3, micro_batch=6)
+    here, before = frozen.space.values(net), {name: buffer.clone() for name, buffer in net.named_buffers()}
+    curve = Curve(here, 2 * here, 1.2 * here)
+    found = train_bend(frozen, curve, steps=1, lr=0.5, seed=0)
+    assert all(buffer.equal(before[name]) for name, buffer in net.named_buffers())
+    assert not any(module.training for module in net.modules()) and frozen.space.values(net).equal(here)
+    t = keyed_uniform(0, "curve", torch.arange(1)).item()
+    expected = torch.zeros_like(here)
+    trained = norm_net(3).train()
+    for point in (t, 1 - t):
+        put(list(trained.parameters()), frozen.space.parts(curve.at(point)))
+        losses = [F.cross_entropy(trained(x), y) for x, y in zip(inputs.split(6), targets.split(6), strict=True)]
+        grads = torch.autograd.grad(sum(losses) / 2, list(trained.parameters()))
+        expected += point * (1 - point) * frozen.space.flat(grads)
+    assert (curve.bend - found).tolist() == pytest.approx((0.5 * expected).tolist(), rel=1e-9, abs=1e-14)
+    with pytest.raises(ZeroDivisionError), batch_statistics(net):
+        assert net[1].training and not net.training
+        raise ZeroDivisionError
+    assert not net[1].training
+
+
+def test_steps_along_a_curve() -> None:
+    start, end, bend = vectors([1, 0, 2], [-1, 3, 0], [0.5, -2, 1])
+    curve = Curve(start, end, bend)
+    ts = [0, 0.1, 0.35, 0.9, 1]
+    expected = [(curve.at(b) - curve.at(a)).norm().item() for a, b in pairwise(ts)]
+    assert curve.steps(ts) == pytest.approx(expected, rel=1e-13)
+
+
 def test_stale_curve_is_the_networks_at_its_ends_and_fresh_is_not() -> None:
     one, other = norm_net(1), norm_net(2)
     inputs, targets = torch.randn(40, 6, dtype=DOUBLE), torch.randint(0, 3, (40,))
@@ -170,3 +207,5 @@ def test_stale_curve_is_the_networks_at_its_ends_and_fresh_is_not() -> None:
     mixed = mixed_buffers(*ends, 0.25)
     assert mixed["1.running_mean"].allclose(0.75 * ends[0]["1.running_mean"] + 0.25 * ends[1]["1.running_mean"])
     assert mixed["1.num_batches_tracked"].dtype == torch.int64
+    ends[1]["1.num_batches_tracked"].fill_(9)
+    assert [int(mixed_buffers(*ends, t)["1.num_batches_tracked"]) for t in (0, 0.5, 1)] == [1, 1, 9]

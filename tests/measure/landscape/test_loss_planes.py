@@ -4,12 +4,21 @@ import math
 
 import pytest
 import torch
-from landscape_cases import DOUBLE, fixture_f, loss_of_weights, quadratic_case
+from landscape_cases import DOUBLE, NETS, fixture_f, loss_of_weights, net_case, quadratic_case
 
 from plastiscope.error import ConfigError
 from plastiscope.measure.landscape.eigenpairs import extreme_eigenpairs
 from plastiscope.measure.landscape.operator import HessianOperator
-from plastiscope.measure.landscape.plane import Ascent, Plane, offsets, robust_loss, robust_surface, shape_of, strided
+from plastiscope.measure.landscape.plane import (
+    Ascent,
+    Plane,
+    laid_out_as,
+    offsets,
+    robust_loss,
+    robust_surface,
+    shape_of,
+    strided,
+)
 
 
 def plane_of(frozen, span: float = 0.5, n: int = 7, columns: int | None = None) -> Plane:
@@ -67,6 +76,49 @@ def test_rows_are_the_same_bits_whoever_computes_them(dtype: torch.dtype) -> Non
     assert whole.dtype == DOUBLE
 
 
+def test_a_point_off_the_grid() -> None:
+    frozen, matrix, slope = quadratic_case()
+    theta, plane = frozen.space.values(frozen.net), plane_of(frozen)
+    here = theta + 0.123 * plane.first - 0.7 * plane.second
+    expected = (0.5 * here @ matrix @ here + slope @ here).item()
+    assert plane.point(0.123, -0.7).item() == pytest.approx(expected, rel=1e-12)
+    assert plane.point(0, 0) == frozen.value() == plane.losses()[3, 3]
+    assert plane.point(0.1, 0.2, lambda: frozen.space.values(frozen.net)[0]) == pytest.approx(
+        (theta + 0.1 * plane.first + 0.2 * plane.second)[0].item(), rel=1e-12
+    )
+
+
+def test_an_order_in_memory_changes_nothing() -> None:
+    """Channels last: the directions follow the weights, and the losses are those of the contiguous net."""
+    found = []
+    for form in (torch.contiguous_format, torch.channels_last):
+        frozen = net_case(NETS["convnet"], n=4)
+        frozen.net.to(memory_format=form)
+        strides = [p.stride() for p in frozen.parameters]
+        found.append(plane_of(frozen, n=3).losses())
+        assert [p.stride() for p in frozen.parameters] == strides
+        laid_out = laid_out_as(frozen.parameters, frozen.space.parts(frozen.space.normals(0, "x", 0)))
+        assert [part.stride() for part in laid_out] == strides
+    assert ((found[0] - found[1]).abs() <= 1e-12 * found[0]).all()
+
+
+def test_memory_that_ends_halves_the_batches_and_says_so() -> None:
+    def greedy(outputs: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        if len(outputs) > 16:
+            raise torch.OutOfMemoryError("out of memory")
+        return outputs[:, 0]
+
+    def plane(micro_batch: int) -> Plane:
+        return plane_of(fixture_f(loss=greedy, micro_batch=micro_batch), n=3)
+
+    found, expected = plane(64), plane(16)
+    assert found.losses().equal(expected.losses())
+    assert robust_loss(found.frozen, 0.1).equal(robust_loss(expected.frozen, 0.1))
+    assert found.frozen.adaptation.notes == [
+        "out of memory: micro-batches of 64 became 32", "out of memory: micro-batches of 32 became 16"
+    ]  # fmt: skip
+
+
 def test_what_is_not_finite_stays() -> None:
     frozen = loss_of_weights(lambda t: torch.where(t[0] > 1, torch.nan, t.square().sum()), torch.zeros(2, dtype=DOUBLE))
     axes = torch.eye(2, dtype=DOUBLE)
@@ -103,6 +155,8 @@ def test_robust_loss_of_a_quadratic() -> None:
         worst, plain, norm = robust_loss(frozen, rho)
         assert worst.item() == pytest.approx(expected.item(), rel=1e-11)
         assert (plain - frozen.value()).item() == 0
+        known = robust_loss(frozen, rho, here=plain + 1)  # is taken as it is
+        assert known[0] == worst and known[1] == plain + 1
         assert norm.item() == pytest.approx(g.norm().item(), rel=1e-13)
         scale = theta.abs()
         moved = theta + rho * scale**2 * g / (scale * g).norm()
