@@ -488,7 +488,7 @@ def test_a_run_that_is_not_done(folder, capsys):
     trained = table[table.split == "train"]
     for name in ("csl_sum", "aum", "confidence", "lt_frac"):
         np.testing.assert_array_equal(trained[name], whole[name], err_msg=name)
-    assert json.loads((folder / "tables" / "per_sample.json").read_text())["run_status"] == {str(folder): "preempted"}
+    assert stood(folder) == {str(folder): {"state": "preempted", "epochs": 12, "last_epoch": 12}}
     write_status(folder, State.done)
     assert "lacks rows of 1 epochs, the first of epoch 12: resume what wrote it" in refusal(capsys, folder)
 
@@ -498,7 +498,61 @@ def test_an_analysis_beside_the_run_that_is_not_done(folder, capsys):
     write_status(out, State.failed)
     assert "later is not finished (failed)" in refusal(capsys, folder, out)
     main([str(folder), str(out), "--unfinished"])
-    assert json.loads((folder / "tables" / "per_sample.json").read_text())["run_status"][str(out)] == "failed"
+    assert stood(folder)[str(out)] == {"state": "failed", "epochs": 3, "last_epoch": 12}
+
+
+def stood(folder: Path) -> dict:
+    """How far the run and the analyses beside it had got when its table was made."""
+    return json.loads((folder / "tables" / "per_sample.json").read_text())["standings"]
+
+
+def test_a_table_of_a_run_that_has_gone_on_is_refused(folder, capsys):
+    """By what is made of it, until it is made anew; the run may have been moved, and the table may lie elsewhere."""
+    elsewhere = folder.parent / "elsewhere"
+    write_status(folder, State.preempted)
+    main([str(folder), "--unfinished"])
+    main(["groups", str(folder), "--by", "label"])
+    write_status(folder, State.done)
+    main([str(folder), "--out", str(elsewhere)])
+    moved = folder.rename(folder.parent / "moved")
+    for command in (("figures",), ("groups", "--by", "label"), ("compare", "--x", "aum", "--y", "csl_sum")):
+        said = refusal(capsys, command[0], moved, *command[1:])
+        assert f"was made when {moved} was preempted, with values of 12 epochs up to 12; now it is done, with" in said
+        assert said.endswith(f"with the options that it had: plastiscope-samples {moved}")
+    main([str(moved), "--no-data"])
+    main(["groups", str(moved), "--by", "label"])
+    table = str(elsewhere / "per_sample.parquet")
+    main(["groups", table, "--by", "label"])  # the run is no longer where it was: nothing can be said of it
+    moved.rename(folder)
+    main(["groups", table, "--by", "label"])
+    for marks in (folder / "samples" / "task_0002").glob("*.done"):
+        marks.write_bytes(marks.read_bytes()[:-1] + b"\0")
+    assert "now it is done, with values of 11 epochs up to 11." in refusal(capsys, "figures", table)
+
+
+def test_an_analysis_that_is_older_than_weights_of_the_run_is_refused(folder, capsys):
+    """Weights that it was not to look at are only told."""
+    last = folder / "snapshots" / "epoch_000012.pt"
+    content = last.read_bytes()
+    last.unlink()
+    write_status(folder, State.preempted)
+    asked, out = ["analysis=[dormant]", "dormant.rules=[persample_rate]"], folder.parent / "later"
+    analyze(folder, asked, out)
+    last.write_bytes(content)
+    write_status(folder, State.done)
+    said = refusal(capsys, folder, out)
+    assert "later does not cover the weights that the run has saved since, after 12 epochs: give the same" in said
+    main([str(folder), str(out), "--unfinished"])
+    told = "later covers fewer weights than the run has saved; not those after"
+    assert f"{told} 12 epochs" in capsys.readouterr().out
+    assert stood(folder)[str(out)] == {"state": "done", "epochs": 2, "last_epoch": 8}
+    analyze(folder, asked, out)
+    assert "was made when" in refusal(capsys, "figures", folder)
+    main([str(folder), str(out)])
+    assert "covers fewer weights" not in capsys.readouterr().out
+    part = analyze(folder, [*asked, "replay.start=5", "replay.end=8"], folder.parent / "part")
+    main([str(folder), str(part)])
+    assert f"{told.replace('later', 'part')} 0, 4, 12 epochs" in capsys.readouterr().out
 
 
 def test_label_quality_of_a_run_that_was_scored_online(noisy_run, tmp_path):

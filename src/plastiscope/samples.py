@@ -219,10 +219,14 @@ def _table(path: Path) -> Table:
 
     Raises:
         DataError: there is none.
+        RunError: the run, or an analysis that is in it, has gone on since.
     """
-    if path.is_file():
-        return Table(path)
-    for name in TABLES:
-        if (path / "tables" / name).exists():
-            return Table(path / "tables" / name)
-    raise DataError(f"{path} holds no table; make it first: plastiscope-samples {path}")
+    from plastiscope.table.standing import refuse_stale
+
+    files = [path] if path.is_file() else [path / "tables" / name for name in TABLES]
+    file = next((file for file in files if file.exists()), None)
+    if file is None:
+        raise DataError(f"{path} holds no table; make it first: plastiscope-samples {path}")
+    table = Table(file)
+    refuse_stale(table)
+    return table

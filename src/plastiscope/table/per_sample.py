@@ -18,7 +18,6 @@ from plastiscope.data.samples import DataSet
 from plastiscope.error import ConfigError, DataError, RunError
 from plastiscope.load import LoadedRun
 from plastiscope.run.sample_store import SPLITS, SampleStore
-from plastiscope.run.status import State, read_status
 from plastiscope.run.storage import read_json, write_json
 from plastiscope.table.codes import CodeRules, axis_columns, classified, said_of, with_codes
 from plastiscope.table.definitions import IDENTITY_COLUMNS, classification_columns
@@ -29,6 +28,7 @@ from plastiscope.table.merge import Merged, merge, said_of_joins
 from plastiscope.table.outside import file_source, memorization_source
 from plastiscope.table.probabilities import write_probabilities
 from plastiscope.table.source import ID, Array, Column, Rows, Source
+from plastiscope.table.standing import Standing, standings
 from plastiscope.table.store import Identities, identities, metric_sources
 from plastiscope.table.tracking import tracking_sources
 
@@ -73,18 +73,13 @@ def make_tables(run: LoadedRun, out: Path, request: Request) -> Made:
         RunError: the run has no per-sample values, or it (or a folder beside it) is not done and not `unfinished`.
         DataError, ConfigError: a source that does not fit, or a rule for what is not there.
     """
-    states = _states(run, request)
-    notes = [
-        f"{folder} is not finished ({state}): what there is was read"
-        for folder, state in states.items()
-        if state != State.done.value
-    ]
+    stood, notes = standings(run, [_existing(folder) for folder in request.beside], request.unfinished)
     data = _data(run, notes) if request.needs_data else None
     samples, merged = collect(run, request, data)
     notes = [*said_of_joins(merged.counts, len(samples.ids)), *notes]
     path = out / f"per_sample{request.suffix}"
     coarse = None if data is None or data.coarse_classes is None else data.coarse_classes.cpu().numpy()
-    about = write_table(path, run_id(run.folder), samples, merged, request.codes, coarse, states)
+    about = write_table(path, run_id(run.folder), samples, merged, request.codes, coarse, stood)
     write_json(out / "per_sample.json", about)
     table = Table(path).only(request.codes.splits)
     files = [path, *write_groups(table, [by for by in GROUPINGS if by in table], data)]
@@ -141,7 +136,7 @@ def write_table(
     merged: Merged,
     rules: CodeRules,
     coarse: Array | None = None,
-    states: Mapping[str, str] | None = None,
+    stood: Mapping[str, Standing] | None = None,
 ) -> dict[str, Any]:
     """Write the table, a row group at a time; returns what is said of it.
 
@@ -155,7 +150,7 @@ def write_table(
         merged: all columns about them.
         rules: of the codes.
         coarse: coarse class of each class, or None.
-        states: of the run, and of the folders beside it, by folder; `run_status` of what is said.
+        stood: how far the run and the folders beside it had got; `standings` of what is said.
 
     Raises:
         ConfigError: rules for what is not there.
@@ -174,7 +169,7 @@ def write_table(
                 parts.append(full[column])
             writer.write(full)
     found = classified({name: np.ma.concatenate(parts) for name, parts in kept.items()}, axes, rules)
-    about = _about(own_id, merged, coarse is not None) | {"run_status": dict(states or {})}
+    about = _about(own_id, merged, coarse is not None) | {"standings": dict(stood or {})}
     if found is not None:
         about["classification"] = said_of(found, axes, rules)
         about["columns"] |= _said(classification_columns(axes))
@@ -253,19 +248,6 @@ def _probabilities(run: LoadedRun, data: DataSet, out: Path, notes: list[str]) -
     except DataError as error:
         notes.append(f"no probabilities: {error}")
         return []
-
-
-def _states(run: LoadedRun, request: Request) -> dict[str, str]:
-    """State of the run and of the folders beside it, those of analyses; a folder without a status is as it is."""
-    folders = [folder for folder in request.beside if (folder / "status.json").exists()]
-    states = {str(folder): str(read_status(folder)["state"]) for folder in (run.folder, *folders)}
-    for folder, state in states.items():
-        if state != State.done.value and not request.unfinished:
-            raise RunError(
-                f"{folder} is not finished ({state}): resume it by the command that started it, or take what there is "
-                "with --unfinished"
-            )
-    return states
 
 
 def _rows_of_data(folder: Path) -> int | None:
