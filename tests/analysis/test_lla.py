@@ -100,10 +100,16 @@ def test_a_replay_of_the_snapshots_sees_the_same_landscape(whole, tmp_path):
     for task in range(3):
         place = f"task_{task:04d}_mlp/lla/post_training"
         assert contents(folder / place) == contents(whole / place)
-    finer = analyze(whole, [*overrides[:-1], "lla.planes.grid_resolution=5", "replay.end=2", "figures=false"],
-                    tmp_path / "finer")  # fmt: skip
-    with np.load(finer / "task_0000_mlp/lla/post_training/planes/hessian.npz") as plane:
+
+
+def test_a_replay_may_have_another_grid_and_fewer_points(whole, tmp_path):
+    other = ["lla.planes.grid_resolution=5", "lla.planes.max_checkpoints=1", "replay.start=1", "replay.end=2"]
+    off = ["figures=false", "lla.enable_sam=false", "lla.enable_spectrum=false"]
+    folder = analyze(whole, [*SMALL[3:], FIXED[0], *other, *off], tmp_path / "finer")
+    place = folder / "task_0000_mlp/lla/post_training/planes"
+    with np.load(place / "hessian.npz") as plane:
         assert plane["losses"].shape == (5, 5)
+    assert read_json(place / "trajectory.json")["points"] == ["epoch 1", "the weights"]
 
 
 def test_ids_are_the_stratified_sample_and_the_centre_is_its_loss(whole):
@@ -245,6 +251,17 @@ def test_another_split_and_fewer_samples_than_asked(tmp_path):
         assert "500 samples were asked for" in summary["notes"][0]
         looks[split] = numbers["post_training/hessian_top_eig_1"]
     assert looks[Split.train] != looks[Split.test]
+
+
+def test_another_seed_draws_other_samples(tmp_path):
+    drawn = []
+    for seed in (1, 2):
+        data = EvaluationSettings(fixed_eval_seed=seed, num_samples=10)
+        look(tmp_path / str(seed), small(evaluation_data=data, enable_planes=False))
+        with np.load(next((tmp_path / str(seed)).rglob("evaluation_set.npz"))) as stored:
+            drawn.append(stored["ids"].tolist())
+    assert [len(ids) for ids in drawn] == [10, 10]
+    assert drawn[0] != drawn[1]
 
 
 def test_weight_decay_is_the_learners(tmp_path):

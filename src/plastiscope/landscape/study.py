@@ -49,6 +49,8 @@ def everything(look: Look) -> Numbers:
     if look.products:
         numbers["lla_hvp_count"] = float(look.products)
     look.warn(*look.frozen.adaptation.notes)
+    if not look.facts.get("absent"):
+        look.facts.pop("absent", None)
     if landscape.ids is not None:
         ids = landscape.ids[taken(len(landscape.ids), len(look.frozen))]
         look.work.save("", "evaluation_set", {"ids": ids}, {"samples": len(ids), "sha256": look.frozen.fingerprint})
