@@ -24,7 +24,9 @@ from torch import nn
 from plastiscope.error import ConfigError
 from plastiscope.measure.landscape.eigenpairs import extreme_eigenpairs
 from plastiscope.measure.landscape.operator import Backend, HessianOperator, NonFiniteProduct, self_check
+from plastiscope.measure.landscape.preserved import landscape_of
 from plastiscope.measure.landscape.space import choose
+from plastiscope.measure.loss import Loss
 
 backends = pytest.mark.parametrize("backend", Backend, ids=lambda backend: backend.value)
 
@@ -52,8 +54,8 @@ def test_fixture_f_is_its_exact_hessian(backend: Backend) -> None:
 def test_small_micro_batches(backend: Backend) -> None:
     rows = [0, 83, 90, 114]
     whole = fixture_f()
-    for micro_batch in (7, 1):
-        frozen = frozen_loss(whole.net, whole.inputs[:9], whole.targets[:9], 3, micro_batch=micro_batch)
+    for n, micro_batch in ((16, 7), (3, 1)):
+        frozen = frozen_loss(whole.net, whole.inputs[:n], whole.targets[:n], 3, micro_batch=micro_batch)
         found = HessianOperator(frozen, backend).products(torch.eye(115, dtype=DOUBLE)[rows])
         assert (found - exact_hessian(frozen)[rows]).abs().max() <= 1e-13
 
@@ -107,6 +109,19 @@ def test_networks_of_the_package(backend: Backend, case) -> None:
     for vector, product in zip(vectors, found, strict=True):
         expected = torch.autograd.functional.vhp(mean_loss(frozen), weights, vector)[1]
         assert (product - expected).norm() <= 1e-11 * expected.norm()
+
+
+@backends
+def test_channels_last(backend: Backend) -> None:
+    """The same numbers whatever the order in memory; inputs are put into that of the convolutions."""
+    net, inputs, targets = NETS["convnet"].make(4)
+    expected = HessianOperator(net_case(NETS["convnet"], 4))
+    vector = expected.space.normals(0, "test", 0).double()
+    options = {"loss": Loss.cross_entropy, "active_outputs": 4, "micro_batch": 4}
+    with landscape_of(net.to(memory_format=torch.channels_last), inputs, targets, **options) as frozen:
+        assert frozen.inputs.is_contiguous(memory_format=torch.channels_last) and inputs.is_contiguous()
+        found = HessianOperator(frozen, backend)(vector)
+    assert (found - expected(vector)).norm() <= 1e-12 * found.norm()
 
 
 @backends

@@ -34,6 +34,7 @@ def test_candidates() -> None:
 
 
 def test_tracing_is_tried_last_where_it_can_pay_and_never_with_a_loss_of_ones_own(monkeypatch) -> None:
+    monkeypatch.setattr(timing, "TIMED", (Backend.rebuilt,))
     own = fixture_f(loss=lambda outputs, targets: nn.functional.cross_entropy(outputs, targets, reduction="none"))
     for above, frozen, is_tried in ((0.0, fixture_f(), True), (1e9, fixture_f(), False), (0.0, own, False)):
         monkeypatch.setattr(timing, "LINEARISE_ABOVE", above)

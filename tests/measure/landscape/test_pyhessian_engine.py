@@ -88,9 +88,9 @@ def test_nothing_of_it_is_left(fails: bool, monkeypatch) -> None:
         with pytest.raises(KeyboardInterrupt):
             second_opinion(frozen, top=1, probes=3, seed=1)
     else:
-        first, again = (second_opinion(frozen, top=1, probes=3, seed=1) for _ in range(2))
+        first, again = (second_opinion(frozen, top=1, probes=3, seed=1, power_iters=5) for _ in range(2))
         assert first.values.equal(again.values) and first.samples.equal(again.samples)
-        assert not first.samples.equal(second_opinion(frozen, top=1, probes=3, seed=2).samples)
+        assert not first.samples.equal(second_opinion(frozen, top=0, probes=3, seed=2).samples)
     assert all(p.grad is g for p, g in zip(own, grads, strict=True))
     assert all(g.eq(1).all() for g in grads if g is not None)
     assert [p.requires_grad for p in own] == flags
@@ -102,12 +102,11 @@ def test_nothing_of_it_is_left(fails: bool, monkeypatch) -> None:
     assert sum(len(m._forward_hooks) for m in net.modules()) == hooks
 
 
-@pytest.mark.parametrize("name", ["convnet", "vit", "mlp_mse"])
-@pytest.mark.parametrize("micro_batch", [6, 4])
+@pytest.mark.parametrize("name, micro_batch", [("convnet", 4), ("vit", 6), ("mlp_mse", 4)])
 def test_networks_of_the_package(name: str, micro_batch: int) -> None:
-    """Active outputs, attention, regression; each probe's v^T H v sums to what ours gives of the same operator."""
+    """Active outputs, attention, regression; one batch and ragged ones."""
     frozen = net_case(NETS[name], 6, micro_batch=micro_batch)
-    found = second_opinion(frozen, top=1, probes=2, seed=0, power_iters=300, tol=1e-12)
+    found = second_opinion(frozen, top=1, probes=2, seed=0, power_iters=200, tol=1e-9)
     ours = extreme_eigenpairs(HessianOperator(frozen), 1, 0, seed=0, tol=1e-9, max_steps=60, order=Order.magnitude)
     assert found.values[0].item() == pytest.approx(ours.top[0].item(), rel=1e-4)
     assert found.residuals[0] <= 0.02 * abs(found.values[0])
@@ -192,10 +191,9 @@ def test_only_what_power_iteration_can_tell_apart_is_compared() -> None:
         frozen = quadratic(matrix, torch.zeros(len(values)).double(), torch.ones(len(values)).double())
         return extreme_eigenpairs(HessianOperator(frozen), top, bottom, seed=0, tol=1e-12, **options)
 
-    trace = Estimate(1.0, 0.1, 9)
+    trace, opinion = Estimate(1.0, 0.1, 9), second_opinion(fixture_f(), top=0, probes=0, seed=0)
 
     def compared(pairs, theirs: list[float]) -> tuple[int, bool]:
-        opinion = second_opinion(fixture_f(), top=0, probes=0, seed=0)
         check = cross_check(
             pairs, trace, type(opinion)(**{**vars(opinion), "values": torch.tensor(theirs), "trace": trace})
         )

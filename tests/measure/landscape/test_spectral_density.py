@@ -82,10 +82,10 @@ def test_distance_to_the_whole_spectrum() -> None:
     The largest difference in height lies in the cluster around zero, which a handful of nodes, each of a weight of up
     to .12, stands for. It is the quadrature's: a start with equal weight on every eigenvector, free of chance, is off
     by .067 (100 samples) and .082 (400), and 200 runs by .053 and .064. So it may or may not stay below .06 with the
-    network; the mean of five sets of runs does with 100 samples. Whatever the network, it is below .06 where x may be
+    network; the mean of three sets of runs does with 100 samples. Whatever the network, it is below .06 where x may be
     off by the half percent of the range that the area between the two allows.
     """
-    for samples, sets in ((100, 5), (400, 1)):
+    for samples, sets in ((100, 3), (400, 1)):
         hessian = tanh_net_hessian(samples)
         values = torch.linalg.eigvalsh(hessian)
         exact = distribution(values, torch.full_like(values, 1 / 629))

@@ -172,7 +172,8 @@ class FrozenOperator(ABC):
         with asking_for_gradients(self.frozen.parameters), sdpa_kernel(SDPBackend.MATH):
             if self.backend is Backend.vmap_jvp:
                 return self._vmapped(vectors)
-            return torch.stack([self._single(vector) for vector in vectors])
+            found = [self._single(vector) for vector in vectors]
+            return torch.stack(found) if len(found) > 1 else found[0].unsqueeze(0)
 
     def _shrink(self) -> bool:
         """Need less memory from now on; False if there is nothing left to save."""
@@ -186,10 +187,12 @@ class FrozenOperator(ABC):
         self.backend = Backend.rebuilt
 
     def _single(self, vector: Tensor) -> Tensor:
-        parts = self.space.parts(vector)
-        total = [torch.zeros_like(part) for part in parts]
-        for product in self._routes():
-            torch._foreach_add_(total, product(parts))
+        pairs = zip(self.frozen.parameters, self.space.parts(vector), strict=True)
+        parts = [d if p.is_contiguous() else torch.empty_like(p).copy_(d) for p, d in pairs]  # in the weights' layout
+        first, *others = self._routes()
+        total = first(parts)
+        for product in others:
+            total = torch._foreach_add(total, product(parts))
         return self.space.flat(total)
 
     def _routes(self) -> Iterator[Product] | list[Product]:

@@ -40,7 +40,7 @@ def landscape_of(
     with preserved(net):
         yield FrozenLoss(
             net=net,
-            inputs=inputs.detach().clone(),
+            inputs=inputs.detach().clone(memory_format=_layout(net, inputs)),
             targets=targets.detach().clone(),
             loss=loss,
             active_outputs=active_outputs,
@@ -48,6 +48,12 @@ def landscape_of(
             micro_batch=micro_batch,
             weight_decay=weight_decay,
         )
+
+
+def _layout(net: nn.Module, inputs: Tensor) -> torch.memory_format:
+    """The order in memory that the network's convolutions work in, so that no forward has to change it."""
+    weights = [p for p in net.parameters() if p.ndim == 4 and not p.is_contiguous()]
+    return torch.channels_last if inputs.ndim == 4 and weights else torch.preserve_format
 
 
 @contextmanager
