@@ -87,10 +87,10 @@ class Processes:
         """Around what waits for other processes."""
         try:
             yield
-        except RuntimeError as error:
+        except RuntimeError:
             raise RunError(
-                f"process {self.rank} of {self.world}: another process stopped, its own message says why "
-                f"({str(error).splitlines()[0][:120]}). What is finished is kept: start the same command again"
+                f"process {self.rank} of {self.world}: another process has stopped, and its own message says why (none "
+                "if it was killed). What is finished is kept: start the same command again"
             ) from None
 
 
