@@ -90,6 +90,17 @@ def test_per_sample_rows_and_artifacts_are_those_of_training(trained, replayed):
     assert not (replayed / "parts").exists()
 
 
+def test_a_replay_selects_nothing_and_needs_no_validation_samples(tmp_path):
+    """The default selection=val_best is refused for a training without them alone."""
+    settings = (*TINY, "data.validation_share=0", "num_tasks=1", "epochs=1", "analysis=[]")
+    with pytest.raises(ConfigError, match="selection=val_best needs validation samples"):
+        run(make_plan(*settings, "selection=val_best"), tmp_path / "refused")
+    run(make_plan(*settings, "selection=last"), tmp_path / "run")
+    replay = (f"replay.folder={tmp_path / 'run'}", "selection=val_best")
+    run(make_plan(*settings, *replay), tmp_path / "replayed")
+    assert len(rows_of(tmp_path / "replayed")) == 2
+
+
 def test_the_folder_of_a_replay_opens(trained, replayed):
     loaded = plastiscope.load_run(replayed)
     assert loaded.status["state"] == "done"

@@ -162,7 +162,8 @@ def load_tasks(plan: Plan, device: torch.device) -> tuple[DataSet, TaskShift]:
     """
     data = plan.data.load(plan.settings.seed, device)
     shift = plan.task_shift_mode.make(data, plan.settings.seed)
-    if plan.settings.selection is Selection.val_best and shift.task(0).validation is None:
+    selects = plan.settings.selection is Selection.val_best and plan.settings.replay.folder is None
+    if selects and shift.task(0).validation is None:
         raise ConfigError(
             "selection=val_best needs validation samples, these data have none; "
             "set data.validation_share=0.1 or selection=last"
