@@ -135,7 +135,11 @@ def test_presentations_are_those_of_the_record(folder):
     assert trained.first_epoch.tolist() == [times[0][0] for times in seen.values()]
     assert trained.last_epoch.tolist() == [times[-1][0] for times in seen.values()] == [12] * len(seen)
     np.testing.assert_allclose(trained.position_mean, [np.mean([p for _, p in t]) for t in seen.values()], rtol=1e-6)
-    assert by_id[by_id.split == "validation"].n_presentations.isna().all()
+    validated = by_id[by_id.split == "validation"]
+    names = ["n_presentations", "first_epoch", "last_epoch"]
+    assert len(validated) and (validated[names].to_numpy() == [0, -1, -1]).all()
+    assert validated.position_mean.isna().all()
+    assert [str(by_id[name].dtype) for name in names] == ["int32"] * 3
 
 
 def test_every_column_has_a_definition_and_a_unit(folder):

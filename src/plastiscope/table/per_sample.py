@@ -110,7 +110,7 @@ def collect(run: LoadedRun, request: Request, data: DataSet | None = None) -> tu
         )
     sources: list[Source] = []
     for folder in (run.folder, *request.beside):
-        sources += [_renamed(source, folder, sources) for source in tracking_sources(folder)]
+        sources += [_renamed(source, folder, sources) for source in tracking_sources(folder, samples.ids)]
     is_tracked = bool(sources)
     for (name, store), folder in zip(stores.items(), (run.folder, *request.beside), strict=True):
         with_presentations = folder == run.folder and not is_tracked

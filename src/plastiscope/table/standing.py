@@ -47,10 +47,10 @@ def standings(run: LoadedRun, beside: Sequence[Path], unfinished: bool) -> tuple
     found = {str(folder): standing(folder) for folder in (run.folder, *beside)}
     open_ends = {folder: f"is not finished ({of['state']})" for folder, of in found.items() if _is_open(of)}
     notes = [f"{folder} {what}: what there is was read" for folder, what in open_ends.items()]
-    for folder, what in open_ends.items():
+    for name, what in open_ends.items():
         if not unfinished:
             raise RunError(
-                f"{folder} {what}: resume it by the command that started it, or take what there is with --unfinished"
+                f"{name} {what}: resume it by the command that started it, or take what there is with --unfinished"
             )
     for folder in beside:
         later, left_out = _not_walked(run, folder)
@@ -106,8 +106,7 @@ def _not_walked(run: LoadedRun, folder: Path) -> tuple[list[int], list[int]]:
     """Epochs completed of weights that the run has and the analysis has not: those it asks for, and the others."""
     of = (read_json(folder / "run.json") or {}).get("replay_of")
     own = Snapshots(run.folder / "snapshots")
-    places = [] if of is None else [Path(of["folder"]), folder / of["relative"]]
-    if own.folder.resolve() not in [place.resolve() for place in places]:
+    if of is None or own.folder.resolve() not in [Path(of["folder"]).resolve(), (folder / of["relative"]).resolve()]:
         return [], []
     replay = plain(read_config(folder, trust=True))["replay"]  # read as it stands; nothing that it names is imported
     seen = {*of["epochs_completed"], *of["left_out"]}

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plastiscope.run.presentation_log import PresentedTask, presented_tasks
-from plastiscope.run.sample_store import SampleStore
+from plastiscope.run.sample_store import Ids, SampleStore
 from plastiscope.table.definitions import definition
 from plastiscope.table.source import ID, Source, source_of
 
@@ -17,12 +17,18 @@ PLACES = 10
 """Parts of an epoch that are told apart."""
 
 
-def tracking_sources(folder: Path) -> list[Source]:
-    """How often, when first and last, and where in the epochs each sample was presented; none without a record."""
+def tracking_sources(folder: Path, samples: Ids | None = None) -> list[Source]:
+    """How often, when first and last, and where in the epochs each sample was presented; none without a record.
+
+    Args:
+        folder: of the run.
+        samples: ids of samples that are told of besides: those that were never presented, such as for validation,
+            0 times, after epochs -1, at no place.
+    """
     tasks = _tasks(folder)
     if not tasks:
         return []
-    ids = np.unique(np.concatenate([task.ids for task in tasks]))
+    ids = np.unique(np.concatenate([task.ids for task in tasks] + ([] if samples is None else [samples])))
     n, total = np.zeros(len(ids), np.int32), np.zeros(len(ids))
     first, last = np.full(len(ids), -1, np.int32), np.full(len(ids), -1, np.int32)
     for task in tasks:
@@ -33,7 +39,8 @@ def tracking_sources(folder: Path) -> list[Source]:
             n[where] += 1
             first[where] = np.where(first[where] < 0, completed, first[where])
             last[where] = completed
-    rows = dict(zip(COLUMNS, (n, first, last, (total / n).astype(np.float32)), strict=True))
+    place = np.divide(total, n, out=np.full(len(ids), np.nan), where=n > 0)
+    rows = dict(zip(COLUMNS, (n, first, last, place.astype(np.float32)), strict=True))
     columns = {name: definition(name) for name in COLUMNS}
     return [source_of(f"{folder.name}/tracking", {ID: ids, **rows}, columns)]
 
