@@ -17,6 +17,7 @@ from plastiscope.run.processes import join_processes, leave_processes
 
 SETTINGS = settings_of(
     {"include_hessian": True, "include_random": True, "include_trajectory": True, "num_random": 2},
+    enable_spectrum=True,
     enable_sam=True,
     enable_mode_connectivity=True,
     mode_connectivity=ConnectivitySettings(curve_points=3, opt_steps=3),
