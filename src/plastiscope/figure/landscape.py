@@ -236,7 +236,8 @@ def _map(
         lines = axes.contour(x, y, masked, levels=colours.levels, colors="white", linewidths=0.6)
         _name_contours(axes, lines)
     axes.figure.colorbar(mesh, ax=axes, label=colours.label(label), extend="max" if colours.above else "neither")
-    axes.set(xlim=(x.min(), x.max()), ylim=(y.min(), y.max()))
+    if x.size > 1:  # of one cell matplotlib's own range
+        axes.set(xlim=(x.min(), x.max()), ylim=(y.min(), y.max()))
     first, second = _labels(record)
     axes.set_xlabel(first)
     axes.set_ylabel(second)
