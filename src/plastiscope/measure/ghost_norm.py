@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,10 +53,10 @@ def ghost_norms(
         NoGhost: a module is not treated, or does something that its kind does not.
     """
     found = _Collected(len(inputs))
-    wanted: set[Tensor] = {p for name, p in net.named_parameters() if name in names}  # a shared one has several names
-    direct = _parameters_of_their_own(net, wanted, len(inputs))
+    treated, others = _sorted_out(net, names)
+    direct = _parameters_of_their_own(others, len(inputs))
     anchor = torch.zeros((), device=inputs.device, requires_grad=True)
-    with torch.enable_grad(), _watched(net, wanted, found, anchor):
+    with torch.enable_grad(), _watched(treated, found, anchor):
         outputs = functional_call(net, direct, (inputs.detach(),)) if direct else net(inputs.detach())
         total = per_sample_loss(loss, outputs[:, :active_outputs], targets).sum()
         gradients = torch.autograd.grad(total, (anchor, *direct.values()), allow_unused=True)
@@ -67,27 +67,48 @@ def ghost_norms(
     return squares.sqrt()
 
 
-def _parameters_of_their_own(net: nn.Module, wanted: set[Tensor], b: int) -> dict[str, Tensor]:
-    """The wanted parameters that no treated module has, each as a leaf with one copy for each sample.
+class _Owner(NamedTuple):
+    """A module, its path, and those of its own parameters whose gradients are wanted."""
+
+    path: str
+    module: nn.Module
+    wanted: dict[str, nn.Parameter]
+
+
+def _sorted_out(net: nn.Module, names: Collection[str]) -> tuple[list[_Owner], list[_Owner]]:
+    """Owners of the parameters `names`: those that are treated, and the others. One walk, as each batch takes one."""
+    owned = [(path, module, dict(module.named_parameters(recurse=False))) for path, module in net.named_modules()]
+    wanted = {  # one that is shared has several owners
+        p for path, _, parameters in owned for own, p in parameters.items() if f"{path}.{own}".lstrip(".") in names
+    }
+    treated: list[_Owner] = []
+    others: list[_Owner] = []
+    for path, module, parameters in owned:
+        owner = _Owner(path, module, {own: p for own, p in parameters.items() if p in wanted})
+        if owner.wanted:
+            (treated if _is_treated(module, parameters) else others).append(owner)
+    return treated, others
+
+
+def _is_treated(module: nn.Module, own: Collection[str]) -> bool:
+    """Whether it is one of TREATED with that one's forward and no parameters of its own but weight and bias."""
+    return {*own} <= {"weight", "bias"} and any(type(module).forward is kind.forward for kind in TREATED)
+
+
+def _parameters_of_their_own(owners: list[_Owner], b: int) -> dict[str, Tensor]:
+    """Parameters of modules that are not treated, each as a leaf with one copy for each sample.
 
     Only shapes [1, ...] can be: such a parameter meets the batch by broadcasting along its first axis, like the class
     token and the positions of a transformer.
     """
     found = {}
-    for path, module in net.named_modules():
-        for own, parameter in module.named_parameters(path, recurse=False):
-            if parameter not in wanted or _is_treated(module):
-                continue
+    for path, module, wanted in owners:
+        for own, parameter in wanted.items():
+            name = f"{path}.{own}".lstrip(".")
             if parameter.ndim < 2 or parameter.shape[0] != 1:
-                raise NoGhost(f"{own} belongs to a {type(module).__name__}")
-            found[own] = parameter.detach().expand(b, *parameter.shape[1:]).requires_grad_()
+                raise NoGhost(f"{name} belongs to a {type(module).__name__}")
+            found[name] = parameter.detach().expand(b, *parameter.shape[1:]).requires_grad_()
     return found
-
-
-def _is_treated(module: nn.Module) -> bool:
-    """Whether it is one of TREATED with that one's forward and no parameters but weight and bias."""
-    own = {name for name, _ in module.named_parameters(recurse=False)}
-    return own <= {"weight", "bias"} and any(type(module).forward is kind.forward for kind in TREATED)
 
 
 class _Watched(torch.autograd.Function):
@@ -106,10 +127,10 @@ class _Watched(torch.autograd.Function):
 
 
 @contextmanager
-def _watched(net: nn.Module, parameters: set[Tensor], found: "_Collected", anchor: Tensor) -> Iterator[None]:
-    """Inside, inputs and output gradients of each call of a treated module with wanted parameters are collected."""
+def _watched(owners: list[_Owner], found: "_Collected", anchor: Tensor) -> Iterator[None]:
+    """Inside, inputs and output gradients of each call of the owners, all treated, are collected."""
 
-    def hook(module: nn.Module, path: str, wanted: set[str]) -> Callable[..., Tensor]:
+    def hook(path: str, module: nn.Module, wanted: Collection[str]) -> Callable[..., Tensor]:
         def watch(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
             if len(arguments) != 1 or len(arguments[0]) != found.b:
                 raise NoGhost(f"{path} is called with something else than one tensor of the batch")
@@ -120,11 +141,8 @@ def _watched(net: nn.Module, parameters: set[Tensor], found: "_Collected", ancho
         return watch
 
     with ExitStack() as stack:
-        for path, module in net.named_modules():
-            if _is_treated(module):
-                wanted = {own for own, p in module.named_parameters(recurse=False) if p in parameters}
-                if wanted:
-                    stack.callback(module.register_forward_hook(hook(module, path, wanted)).remove)
+        for owner in owners:
+            stack.callback(owner.module.register_forward_hook(hook(*owner)).remove)
         yield
 
 
@@ -142,11 +160,11 @@ class _Collected:
         self._gradients: dict[Tensor, Tensor] = {}
         self._squares: Tensor | None = None
 
-    def expect(self, module: nn.Module, wanted: set[str]) -> None:
+    def expect(self, module: nn.Module, wanted: Collection[str]) -> None:
         """A call has been made."""
         self._expected.update(getattr(module, own) for own in wanted)
 
-    def receive(self, module: nn.Module, wanted: set[str], given: Tensor, gradient: Tensor) -> None:
+    def receive(self, module: nn.Module, wanted: Collection[str], given: Tensor, gradient: Tensor) -> None:
         """The gradient of a call's output has come."""
         if isinstance(module, nn.Linear) and given.ndim == 2 and self._only_once(module, wanted):
             inputs = torch.linalg.vector_norm(given, dim=1).square() if "weight" in wanted else 0.0
@@ -181,7 +199,7 @@ class _Collected:
         known = self._gradients.get(parameter)
         self._gradients[parameter] = values if known is None else known + values
 
-    def _only_once(self, module: nn.Module, wanted: set[str]) -> bool:
+    def _only_once(self, module: nn.Module, wanted: Collection[str]) -> bool:
         return all(self._expected[getattr(module, own)] == 1 for own in wanted)
 
     def _finish(self, weight: Tensor) -> None:

@@ -14,13 +14,14 @@ import copy
 import math
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from plastiscope.measure.keyed import keyed_bits
 from plastiscope.measure.loss import Loss
-from plastiscope.measure.sample_gradient import InputGradients, input_gradients, sample_norms
+from plastiscope.measure.sample_gradient import InputGradients, input_gradient, input_gradients, sample_norms
 
 PURPOSE = "input_curvature"
 """Key of the directions among the random numbers of a run."""
@@ -125,23 +126,25 @@ def input_curvature(
         ConfigError: samples would see each other, or chance would; names the module.
     """
     b, d, h = len(inputs), inputs[0].numel(), probe.h
-
-    def gradient(x: Tensor, y: Tensor) -> InputGradients:
-        return input_gradients(net, loss, x, y, active_outputs, probe.temperature)
-
-    base = gradient(inputs, targets)
+    at_once = max(1, ROWS_AT_ONCE // b)
+    base = input_gradients(net, loss, inputs, targets, active_outputs, probe.temperature)
     bits = sign_bits(probe.seed, ids, torch.arange(probe.directions), d)
+    several = targets.repeat(at_once, *[1] * (targets.ndim - 1))
+
+    def gradients(shift: Tensor, step: float) -> Tensor:
+        x = torch.add(inputs, shift, alpha=step).flatten(0, 1)
+        found = input_gradient(net, loss, x, several[: len(x)], active_outputs, probe.temperature)
+        return found.unflatten(0, (len(shift), b))
+
     norms, traces = [], []
-    for some in bits.split(max(1, ROWS_AT_ONCE // b)):
+    for some in bits.split(at_once):
         v = signs(some, inputs)
         shift = v if probe.unit is None else v * probe.unit
-        several = targets.repeat(len(v), *[1] * (targets.ndim - 1))
-        dg = gradient(torch.add(inputs, shift, alpha=h).flatten(0, 1), several).inputs.unflatten(0, (len(v), b))
+        dg = gradients(shift, h)
         if probe.difference is Difference.forward:
             dg -= base.inputs
         else:
-            behind = gradient(torch.add(inputs, shift, alpha=-h).flatten(0, 1), several).inputs
-            dg.sub_(behind.unflatten(0, (len(v), b))).div_(2)
+            dg.sub_(gradients(shift, -h)).div_(2)
         dg *= shift  # v is -1 or +1: this is v * (unit dg), which has the norm of unit dg and v^T (unit dg) as its sum
         axes = tuple(range(2, dg.ndim))
         norms.append(torch.linalg.vector_norm(dg, dim=axes))
@@ -197,6 +200,7 @@ def signs(bits: Tensor, like: Tensor) -> Tensor:
     return pixels.reshape(len(bits), *like.shape)
 
 
+@cache
 def _signs_of_octets(dtype: torch.dtype, device: torch.device) -> Tensor:
     """Signs of the bits of each octet, lowest first, [256, 8]."""
     bits = torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device) & 1

@@ -60,11 +60,29 @@ def input_gradients(
     """
     require_separate_samples(net)
     with torch.enable_grad():
-        x = inputs.detach().requires_grad_()
-        outputs = net(x)[:, :active_outputs]
-        losses = per_sample_loss(loss, outputs if temperature == 1.0 else outputs / temperature, targets)
+        x, outputs, losses = _forward(net, loss, inputs, targets, active_outputs, temperature)
         by_inputs, by_outputs = torch.autograd.grad(losses.sum(), (x, outputs))
     return InputGradients(losses.detach(), outputs.detach(), by_inputs, by_outputs)
+
+
+def input_gradient(
+    net: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor, active_outputs: int, temperature: float = 1.0
+) -> Tensor:
+    """Each sample's d loss_i / d x_i alone, as of `input_gradients`, for a network that it has not refused."""
+    with torch.enable_grad():
+        x, _, losses = _forward(net, loss, inputs, targets, active_outputs, temperature)
+        return torch.autograd.grad(losses.sum(), x)[0]
+
+
+def _forward(
+    net: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor, active_outputs: int, temperature: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The inputs as a leaf, active outputs and losses; what the arguments are is said at `input_gradients`."""
+    x = inputs.detach().requires_grad_()
+    outputs = net(x)
+    if outputs.shape[1] > active_outputs:
+        outputs = outputs[:, :active_outputs]
+    return x, outputs, per_sample_loss(loss, outputs if temperature == 1.0 else outputs / temperature, targets)
 
 
 def loss_and_input_gradient(
@@ -74,8 +92,11 @@ def loss_and_input_gradient(
 
     As `input_gradients`, which says what the arguments are and what is refused.
     """
-    found = input_gradients(net, loss, inputs, targets, active_outputs)
-    return found.losses, sample_norms(found.inputs), found.outputs
+    require_separate_samples(net)
+    with torch.enable_grad():
+        x, outputs, losses = _forward(net, loss, inputs, targets, active_outputs)
+        (by_inputs,) = torch.autograd.grad(losses.sum(), x)
+    return losses.detach(), sample_norms(by_inputs), outputs.detach()
 
 
 def sample_norms(values: Tensor) -> Tensor:
