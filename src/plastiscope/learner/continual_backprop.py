@@ -182,7 +182,7 @@ class ContinualBackpropLearner(ReplacingLearner):
         return least.indices
 
     def must_be_finite(self) -> dict[str, Tensor]:
-        """Utilities now, and the largest that was chosen: NaN comes last in the ranking, but it might be all there is."""
+        """Utilities, and the largest that was chosen: NaN comes last in the ranking, but might be all there is."""
         return {"utility of a unit": self.statistics.utility, "utility of a replaced unit": self.largest_chosen}
 
     def state_dict(self) -> dict[str, Any]:

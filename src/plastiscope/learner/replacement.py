@@ -124,7 +124,7 @@ def compensate(part: Part, chosen: Chosen, mean_activation: Tensor, at_norms: bo
     lead = mean_activation.ndim - 1
     for consumer in part.consumers:
         if consumer.bias is not None and (at_norms or not consumer.is_normalised):
-            weight = chosen.take(consumer.effective())
+            weight = chosen.take(consumer.weight.view(consumer.weight.effective()))
             weight = weight.reshape(*weight.shape[: lead + 2], -1).sum(-1)
             consumer.bias.detach().add_((weight * mean).sum(lead))
 

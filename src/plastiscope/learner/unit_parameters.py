@@ -42,6 +42,7 @@ class Slices:
         offset: the entry of unit 0.
         lead: number of leading axes.
         fresh: what a fresh unit has there, if it is not drawn.
+        normed: the layer, where it divides the rows of the parameter by their lengths.
     """
 
     name: str
@@ -52,6 +53,11 @@ class Slices:
     offset: int = 0
     lead: int = 0
     fresh: float = 0.0
+    normed: WeightNormalised | None = None
+
+    def effective(self) -> Tensor:
+        """What inputs are multiplied with, of the parameter's shape; without its derivatives."""
+        return self.tensor.detach() if self.normed is None else self.normed.effective_weight().detach()
 
     def view(self, tensor: Tensor | None = None) -> Tensor:
         """A tensor of the parameter's shape (by default its own) as a view [*lead, units, ...]."""
@@ -85,24 +91,18 @@ class Consumer:
     """A parameter that reads the units; its bias, if there is one.
 
     `is_normalised`: a normalisation by the statistics of each of its units follows, which takes a constant shift away.
-    `normed`: the layer, where it divides the rows of the parameter by their lengths.
     """
 
     weight: Slices
     bias: Tensor | None
     is_normalised: bool
-    normed: WeightNormalised | None = None
-
-    def effective(self) -> Tensor:
-        """What each unit is multiplied with, [*lead, units, ...]; the parameter's own part as a view."""
-        return self.weight.view(None if self.normed is None else self.normed.effective_weight().detach())
 
     @contextmanager
     def keeping_others(self) -> Iterator[None]:
         """Inside, columns are set to 0; what the other units are multiplied with stays."""
         with ExitStack() as stack:
-            if self.normed is not None:
-                stack.enter_context(self.normed.keeping_effective_weights())
+            if self.weight.normed is not None:
+                stack.enter_context(self.weight.normed.keeping_effective_weights())
             yield
 
 
@@ -226,14 +226,14 @@ class _Binder:
         needed = wire.offset + layer.width * wire.block
         if wire.axis >= len(shape) or needed > shape[wire.axis]:
             raise _misfit(layer, f"needs {needed} entries of axis {wire.axis} of {wire.parameter} {tuple(shape)}")
-        return Slices(wire.parameter, parameter, wire.axis, layer.width, wire.block, wire.offset, self.lead, wire.fresh)
+        module = self.net.get_submodule(wire.parameter.rpartition(".")[0])
+        normed = module if isinstance(module, WeightNormalised) and parameter is module.weight else None
+        place = (wire.axis, layer.width, wire.block, wire.offset, self.lead)
+        return Slices(wire.parameter, parameter, *place, wire.fresh, normed)
 
     def _consumer(self, layer: Layer, wire: Wire) -> Consumer:
-        weight, path = self._slices(layer, wire), wire.parameter.rpartition(".")[0]
-        module = self.net.get_submodule(path)
-        normed = module if isinstance(module, WeightNormalised) else None
-        bias = self.parameters.get(f"{path}.bias")
-        return Consumer(weight, bias, wire.parameter in self.normalised, normed)
+        bias = self.parameters.get(f"{wire.parameter.rpartition('.')[0]}.bias")
+        return Consumer(self._slices(layer, wire), bias, wire.parameter in self.normalised)
 
     def _norm_module(self, layer: Layer, path: str) -> nn.Module:
         try:

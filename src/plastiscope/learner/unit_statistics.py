@@ -22,6 +22,10 @@ BLOCK = 32
 """Steps on single samples that are worked off at once."""
 
 
+SMALLEST = 1e-12
+"""Of the sum of |W_in|: a dead unit has no incoming weight left once all units that it reads were replaced."""
+
+
 class UtilityType(Enum):
     """What a step adds to a unit's utility; all weight magnitudes are means, f the unit's mean activation.
 
@@ -104,11 +108,14 @@ class _Sum(NamedTuple):
 
 
 class AbsoluteSums:
-    """Sums of |W| over each unit's rows or columns of one parameter, from one pass over it."""
+    """Sums of |W| over each unit's rows or columns of one parameter, from one pass over it.
 
-    def __init__(self, tensor: Tensor, lead: int) -> None:
-        """Prepare the pass over `tensor` [*lead, out, ...]."""
-        self.tensor, self.lead = tensor.detach(), lead
+    Where a layer divides its rows by their lengths, W is what its inputs are multiplied with.
+    """
+
+    def __init__(self, slices: Slices) -> None:
+        """Prepare the pass over the parameter [*lead, out, ...] of `slices`."""
+        self.tensor, self.lead, self._source = slices.tensor.detach(), slices.lead, slices
         self.targets: list[tuple[Slices, Tensor, bool]] = []
         self._buffer: Tensor | None = None
         self._passes: list[list[tuple[Tensor, Tensor, list[_Sum]]]] = []
@@ -126,7 +133,7 @@ class AbsoluteSums:
         rows = whole.shape[lead]
         are_single = all(slices.block == 1 for slices, _, _ in self.targets if slices.axis == 0)
         size = rows
-        if lead == 0 and are_single and whole.numel() > CHUNK:
+        if lead == 0 and are_single and whole.numel() > CHUNK and self._source.normed is None:
             size = max(1, CHUNK * rows // whole.numel())
         if self._buffer is None:
             self._buffer = torch.empty_like(whole.narrow(lead, 0, min(size, rows)))
@@ -157,7 +164,7 @@ class AbsoluteSums:
     def __call__(self, place: int) -> None:
         """Take the sums of the weights as they are now into the place'th row of each target."""
         for part, absolute, sums in self._passes[place]:
-            torch.abs(part, out=absolute)
+            torch.abs(part if self._source.normed is None else self._source.effective(), out=absolute)
             for one in sums:
                 one.take()
 
@@ -219,7 +226,7 @@ class UnitStatistics:
 
         def sum_of(all_slices: Sequence[Slices], out: Tensor) -> int:
             for i, slices in enumerate(all_slices):
-                one = passes.setdefault(slices.name, AbsoluteSums(slices.tensor, self.lead))
+                one = passes.setdefault(slices.name, AbsoluteSums(slices))
                 one.add(slices, out, i == 0)
             return sum(slices.view()[(0,) * (self.lead + 1)].numel() for slices in all_slices)
 
@@ -287,7 +294,7 @@ class UnitStatistics:
             y = self._outgoing[steps] * y
         if activity is not None:
             y = y * activity
-        return y / self._incoming[steps] if self.kind.uses_incoming else y
+        return y / self._incoming[steps].clamp(min=SMALLEST) if self.kind.uses_incoming else y
 
     def _look(self, features: Sequence[Tensor]) -> None:
         """One step on a batch: exponential means of the features, E|h| or E|h - f| of the step, utility."""
