@@ -25,9 +25,11 @@ def test_the_fastest_for_what_is_planned() -> None:
 
 def test_candidates() -> None:
     frozen = fixture_f()
-    found = time_candidates(frozen, 10, micro_batches=(32, 128, 512))
-    routes = (Backend.retained, Backend.rebuilt, Backend.jvp)
-    assert [(t.backend, t.micro_batch) for t in found] == [(b, size) for b in routes for size in (32, 64)]
+    found = time_candidates(frozen, 10, micro_batches=(16, 32, 128))
+    tried = [(t.backend, t.micro_batch) for t in found]
+    assert tried[:3] == [(backend, 32) for backend in timing.TIMED]
+    assert (choose_candidate(found[:3], 10).backend, 64) in tried[3:]
+    assert {size for _, size in tried[3:]} == {16, 64}
     assert all(t.product > 0 or "too long to be the fastest" in t.reason for t in found)
     assert choose_candidate(found, 10).product > 0
     assert set(time_forward(frozen, [16, 128])) == {16, 64}
@@ -46,7 +48,7 @@ def test_tracing_is_tried_last_where_it_can_pay_and_never_with_a_loss_of_ones_ow
 def test_what_is_far_off_is_given_up_after_its_first_product() -> None:
     frozen = fixture_f(micro_batch=64)
     for backend in (Backend.rebuilt, Backend.retained):
-        candidate = timing._Candidate(frozen, HessianOperator, backend, 64, 64)
+        candidate = timing._Candidate(frozen, HessianOperator, backend, 64)
         found = candidate.timed(10, Timing(Backend.rebuilt, 64, 0.0, 0.0))
         assert "too long to be the fastest" in found.reason
         assert candidate.operator.count == 1
@@ -63,9 +65,22 @@ def test_a_large_set_is_timed_by_its_first_samples() -> None:
 
     net = Counting(4, 3)
     frozen = frozen_loss(net, torch.randn(5000, 4), torch.randint(0, 3, (5000,)), 3)
-    found = time_candidates(frozen, 2, [Backend.rebuilt], [8, 40])
-    assert net.largest == 40 and net.seen <= 40 * 3 * 2 * 2
+    found = time_candidates(frozen, 2, [Backend.rebuilt], [8, 200])
+    assert net.largest == 200 and net.seen <= (128 + 200) * 3
     assert all(t.reason or (t.build == 0 and t.product > 0) for t in found)
+
+
+def test_what_is_close_is_timed_again_and_the_smaller_time_counts(monkeypatch) -> None:
+    taken = iter([3.0, 3.0, 3.0, 2.8, 2.8, 2.8, 3.0, 2.0, 2.5, 3.0, 3.0, 3.0])  # of products, one by one
+    monkeypatch.setattr(timing._Candidate, "_seconds", lambda self: next(taken))
+    found = time_candidates(fixture_f(), timing.AGAIN_FROM, [Backend.rebuilt], [16, 64])
+    assert [(t.micro_batch, t.product) for t in found] == [(64, 2.0), (16, 2.8)]
+    taken = iter([3.0, 3.0, 3.0, 2.8, 2.8, 2.8])
+    assert choose_candidate(time_candidates(fixture_f(), 9, [Backend.rebuilt], [16, 64]), 9).micro_batch == 16
+    taken = iter([1.0, 1.0, 1.0, 1.9, 1.4, 1.4, 3.0, 1.1, 1.1, 0.9, 0.9, 0.9])
+    found = time_candidates(fixture_f(), 9, [Backend.rebuilt, Backend.jvp, Backend.retained], [16, 64])
+    tried = [(t.backend, t.micro_batch) for t in found]
+    assert (Backend.rebuilt, 16) in tried and (Backend.jvp, 16) not in tried
 
 
 def test_graphs_that_would_not_fit_are_no_candidates(monkeypatch) -> None:

@@ -192,7 +192,7 @@ class FrozenOperator(ABC):
         first, *others = self._routes()
         total = first(parts)
         for product in others:
-            total = torch._foreach_add(total, product(parts))
+            total = list(torch._foreach_add(total, product(parts)))
         return self.space.flat(total)
 
     def _routes(self) -> Iterator[Product] | list[Product]:

@@ -20,13 +20,17 @@ from plastiscope.measure.loss import Loss
 
 MICRO_BATCHES = (32, 128, 512)
 TIMED = (Backend.retained, Backend.rebuilt, Backend.jvp)
-"""Routes that are timed with every size."""
+"""Routes that are always timed."""
+PART = 128
+"""Samples that a smaller micro-batch is timed on, so that kept graphs do not all fit into a cache."""
 LINEARISE_ABOVE = 30.0
 """Planned seconds from which tracing the gradient can pay: it takes seconds for each micro-batch of a deep network."""
 FAR_OFF = 2.0
 """A first product, which also warms up, takes less than so many later ones."""
-CLOSE = 1.25
-"""Candidates within this factor of the best are timed again."""
+CLOSE = 1.3
+"""A route that is so much slower with one size is not tried with others; what is closer to the best is timed again."""
+AGAIN_FROM = 150
+"""Planned products from which timing again is cheap."""
 
 
 @dataclass(frozen=True)
@@ -61,31 +65,42 @@ def time_candidates(
 ) -> list[Timing]:
     """Time the products of every candidate that has a chance.
 
-    Each is timed on as many samples as the largest micro-batch has, and given up where its first product shows that it
-    cannot be the best. Those that come close to the best are timed once more, in turns with it, and the smaller time
-    counts: what disturbs the machine only ever makes a time longer. No other process takes part.
+    All routes are timed with the middle size, those that come close to the fastest with the others, too; each on a few
+    samples only, and given up where its first product shows that it cannot be the best. What is close to the best is
+    timed once more, in turns with it, and the smaller time counts: what disturbs the machine only ever makes a time
+    longer. No other process takes part.
 
     Args:
         frozen: the loss.
         planned: products that will be asked for.
-        backends: routes, each with every size. By default `TIMED`, and then `linearised` with the best size, where
-            more than LINEARISE_ABOVE seconds are planned and the loss is a `Loss`: torch 2.13 crashes, beyond any
-            rescue, where it traces the gradient of its own `mse_loss`, which a user's loss may call.
+        backends: routes. By default `TIMED`, and then `linearised` with the best size, where more than LINEARISE_ABOVE
+            seconds are planned and the loss is a `Loss`: torch 2.13 crashes, beyond any rescue, where it traces the
+            gradient of its own `mse_loss`, which a user's loss may call.
         micro_batches: sizes; those above the set's are one. Where samples depend on each other, the loss' own alone.
         kind: of operator.
     """
+    sizes = _sizes(frozen, micro_batches)
+    middle = sizes.pop(len(sizes) // 2)
     found: list[Timing] = []
-    for backend in backends or TIMED:
-        for size in _sizes(frozen, micro_batches):
-            found.append(
-                _Candidate(frozen, kind, backend, size, max(micro_batches)).timed(planned, _best(found, planned))
-            )
+
+    def add(backend: Backend, size: int) -> None:
+        found.append(_Candidate(frozen, kind, backend, size).timed(planned, _best(found, planned)))
+
+    routes = list(backends or TIMED)
+    for backend in routes:
+        add(backend, middle)
+    close = {timing.backend for timing in _close(found, planned)}
+    for backend in routes:
+        for size in sizes:
+            if backend in close or not close:
+                add(backend, size)
     best = _best(found, planned)
-    if best is None:
+    if best and backends is None and isinstance(frozen.loss, Loss) and best.total(planned) > LINEARISE_ABOVE:
+        add(Backend.linearised, best.micro_batch)
+    rivals = [timing for timing in _close(found, planned) if timing.backend is not Backend.linearised]
+    if planned < AGAIN_FROM or len(rivals) < 2:
         return found
-    if backends is None and isinstance(frozen.loss, Loss) and best.total(planned) > LINEARISE_ABOVE:
-        found.append(_Candidate(frozen, kind, Backend.linearised, best.micro_batch, 1).timed(planned, best))
-    return [_again(timing, frozen, kind, planned, max(micro_batches), found) for timing in found]
+    return [_again(timing, frozen, kind, planned) if timing in rivals else timing for timing in found]
 
 
 def choose_candidate(timings: Sequence[Timing], planned: int) -> Timing:
@@ -106,15 +121,15 @@ def _best(timings: Sequence[Timing], planned: int) -> Timing | None:
     return min(usable, key=lambda timing: timing.total(planned), default=None)
 
 
-def _again(
-    timing: Timing, frozen: FrozenLoss, kind: type[FrozenOperator], planned: int, most: int, found: Sequence[Timing]
-) -> Timing:
-    """The smaller of two timings, where it matters."""
-    best = _best(found, planned)
-    close = [t for t in found if not t.reason and best and t.total(planned) <= CLOSE * best.total(planned)]
-    if timing not in close or len(close) == 1 or timing.backend is Backend.linearised:
-        return timing
-    second = _Candidate(frozen, kind, timing.backend, timing.micro_batch, most).timed(planned, None)
+def _close(timings: Sequence[Timing], planned: int) -> list[Timing]:
+    """Those that come close to the best, with it."""
+    best = _best(timings, planned)
+    return [t for t in timings if best and not t.reason and t.total(planned) <= CLOSE * best.total(planned)]
+
+
+def _again(timing: Timing, frozen: FrozenLoss, kind: type[FrozenOperator], planned: int) -> Timing:
+    """The smaller of two timings."""
+    second = _Candidate(frozen, kind, timing.backend, timing.micro_batch).timed(planned, None)
     return timing if second.reason else replace(timing, product=min(timing.product, second.product))
 
 
@@ -125,10 +140,10 @@ def _sizes(frozen: FrozenLoss, micro_batches: Sequence[int]) -> list[int]:
 
 
 class _Candidate:
-    """One route with one size, over the first samples: as many as `most`, and one micro-batch at least."""
+    """One route with one size, over the first samples: a `PART`, and one micro-batch at least; one only if traced."""
 
-    def __init__(self, frozen: FrozenLoss, kind: type[FrozenOperator], backend: Backend, size: int, most: int) -> None:
-        n = min(max(size, most), len(frozen))
+    def __init__(self, frozen: FrozenLoss, kind: type[FrozenOperator], backend: Backend, size: int) -> None:
+        n = min(size if backend is Backend.linearised else max(size, PART), len(frozen))
         part = replace(
             frozen.alone(),
             inputs=frozen.inputs[:n],
