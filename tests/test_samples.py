@@ -24,6 +24,8 @@ from plastiscope.measure.comparison import auroc, pearson, spearman
 from plastiscope.run.presentation_log import presented_tasks
 from plastiscope.run.status import State, write_status
 from plastiscope.samples import main
+from plastiscope.table.file import Table
+from plastiscope.table.pictures import draw_table
 from plastiscope.table.probabilities import write_probabilities
 from table.stores import labels_of, write_block
 
@@ -420,6 +422,14 @@ def test_figures(folder, capsys):
     main(["figures", str(folder)])
     drawn = sorted(path.name for path in (folder / "figures").glob("samples_*.png"))
     assert drawn == [f"samples_{name}.png" for name in ("difficulty", "dormancy", "memorization", "order", "pairs")]
+    assert "no picture" not in capsys.readouterr().out
+    for block in (folder / "samples").iterdir():  # as csl.every=2 keeps them
+        marks = np.fromfile(block / "loss.done", np.uint8)
+        marks[::2] = 0
+        marks.tofile(block / "loss.done")
+    drawn = draw_table(Table(folder / "tables" / "per_sample.parquet"), folder.parent / "again")
+    assert "samples_order.png" not in [path.name for path in drawn.files]
+    assert len(drawn.notes) == 1 and "it needs the loss after two epochs of a task that follow" in drawn.notes[0]
 
 
 def test_without_the_data_set(folder, capsys):

@@ -210,7 +210,10 @@ def _compare(options: argparse.Namespace) -> None:
 def _figures(options: argparse.Namespace) -> None:
     from plastiscope.table.pictures import draw_table
 
-    for path in draw_table(_table(options.table).only(options.splits), options.out):
+    drawn = draw_table(_table(options.table).only(options.splits), options.out)
+    for note in drawn.notes:
+        print(note)
+    for path in drawn.files:
         print(f"wrote {path}")
 
 

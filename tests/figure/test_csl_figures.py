@@ -87,6 +87,25 @@ def test_histograms_count_all_values_and_name_what_is_missing():
     assert one.get_xlabel() == "csl_sum (loss)" and one.get_yscale() == "log"
 
 
+def test_a_score_of_few_values_has_a_bar_at_each():
+    values = np.repeat([0.0, 0.25, 1.0], [5, 1, 2])
+    one, single = histograms({"lt_frac": values, "same": np.full(4, 0.5)}).axes
+    bars = [(bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in one.patches]
+    assert bars == [(pytest.approx(0.0), 5), (pytest.approx(0.25), 1), (pytest.approx(1.0), 2)]
+    assert one.patches[0].get_width() == pytest.approx(0.2)
+    assert [bar.get_height() for bar in single.patches] == [4]
+
+
+def test_losses_of_classes_are_in_nats(columns, tmp_path, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(csl, "save", lambda figure, path: shown.update({path.name: figure}) or path)
+    draw_csl(columns, "csl_sum", tmp_path)
+    assert {figure.axes[0].get_ylabel() for name, figure in shown.items() if name != ALL[3]} == {"csl_sum (nats)"}
+    assert shown[ALL[3]].axes[0].get_xlabel() == "csl_sum (nats)"
+    draw_csl(columns | {"label": np.full_like(columns["label"], -1)}, "csl_sum", tmp_path)
+    assert shown[ALL[3]].axes[0].get_xlabel() == "csl_sum (units of the loss)"
+
+
 def test_many_samples_are_shown_by_their_density():
     values = np.random.default_rng(0).normal(size=5000)
     figure = one_against_another(values, values**2, ("x", "y"))
@@ -100,9 +119,12 @@ def test_boxes_of_groups_have_their_quartiles():
     values = np.concatenate([np.arange(5.0), np.arange(5.0) + 10, np.full(5, NAN)])
     axes = by_group(values, groups, ("class", "csl_sum")).axes[0]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "3"], "a group without a value is not shown"
+    assert axes.get_title() == csl.BOXES
     boxes = [sorted(set(patch.get_path().vertices[:, 1].tolist())) for patch in axes.patches]
     assert boxes == [[11.0, 13.0], [1.0, 3.0]]
     assert [(text.get_position()[0], text.get_text()) for text in axes.texts] == [(0, "n=5"), (1, "n=5")]
+    far = by_group(np.r_[np.arange(5.0), 40.0], np.zeros(6), ("class", "csl_sum")).axes[0]
+    assert [40.0] in [np.asarray(line.get_ydata()).tolist() for line in far.get_lines()], "beyond the whiskers: a dot"
     axes = by_group(values[1:], groups[1:], ("class", "csl_sum"), order=[7, 3, 1]).axes[0]
     assert [text.get_text() for text in axes.texts] == ["n=4", "n=5"]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["3", "1"]

@@ -44,15 +44,16 @@ def test_panels_show_the_numbers():
     curves = points(samples)
     assert list(curves) == ["task 0"] and dict(curves["task 0"]) == {0.25: pytest.approx(2 / 3), 0.5: 1.0}
     found = [(bar.get_x() + bar.get_width() / 2, bar.get_y(), bar.get_height()) for bar in bars.patches]
-    kept, new, revived = found[:2], found[2:4], found[4:]
-    assert kept == [(0, 0, 0), (1, 0, 0.25)] and new == [(0, 0, 0.5), (1, 0.25, 0.5)]
+    unknown, kept, new, revived = found[:2], found[2:4], found[4:6], found[6:]
+    assert unknown == [(0, 0, 0.5), (1, 0, 0)], "there is no task before the first one"
+    assert kept == [(0, 0, 0), (1, 0, 0.25)] and new == [(0, 0, 0), (1, 0.25, 0.5)]
     assert [(x, height) for x, _, height in revived] == [(0, 0), (1, -0.25)]
 
 
 def test_fates_are_those_of_sets():
     """A network of another width has no units of before."""
     units = {3: np.array([1, 0, 1, 0], bool), 5: np.array([1, 1, 0, 0], bool), 6: np.array([1, 0], bool)}
-    assert fates(units) == {3: (0, 0.5, 0), 5: (0.25, 0.25, 0.25), 6: (0, 0.5, 0)}
+    assert fates(units) == {3: (0, 0, 0, 0.5), 5: (0.25, 0.25, 0.25, 0), 6: (0, 0, 0, 0.5)}
 
 
 def test_nothing_dead_and_nothing_measured_can_be_drawn():
@@ -63,7 +64,7 @@ def test_nothing_dead_and_nothing_measured_can_be_drawn():
 
 def test_few_dead_units_fill_their_panel():
     units = {0: np.arange(1000) < 4, 1: np.arange(1000) < 2}
-    assert dormancy(of(dead_units=units)).axes[3].get_ylim() == pytest.approx((-1.25 * 0.002, 1.25 * 0.004))
+    assert dormancy(of(dead_units=units)).axes[3].get_ylim() == pytest.approx((-1.25 * 0.002, 1.4 * 0.004))
 
 
 def test_training_samples_and_all_samples_are_one_curve():

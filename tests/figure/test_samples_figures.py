@@ -84,4 +84,4 @@ def test_order_effects():
     figure = order_effects(change, bin_means(FEW, FEW, 2), "csl_mean")
     left, right = figure.axes
     assert means_of(left) == [(0.25, pytest.approx(0.1)), (0.75, pytest.approx(-0.1))]
-    assert right.get_ylabel() == "csl_mean (mean, s.e.)"
+    assert right.get_ylabel() == "csl_mean: mean, s.e."

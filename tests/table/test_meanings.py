@@ -6,7 +6,7 @@ import pytest
 from plastiscope.figure.samples import pairs
 from plastiscope.table.definitions import definition
 from plastiscope.table.file import Table, TableWriter
-from plastiscope.table.pictures import draw_table
+from plastiscope.table.pictures import axis_label, draw_table
 from plastiscope.table.store import metric_sources
 from table.stores import labels_of, write_block
 
@@ -44,4 +44,16 @@ def test_a_constant_score_is_said_to_be(tmp_path):
     with TableWriter(tmp_path / "t.parquet", {}) as writer:
         writer.write(columns)
     drawn = draw_table(Table(tmp_path / "t.parquet"))
-    assert [path.name for path in drawn] == ["samples_pairs.png"]  # no trend over a constant score, nor of one
+    assert [path.name for path in drawn.files] == ["samples_pairs.png"]  # no trend over a constant score, nor of one
+
+
+def test_axes_have_the_units_of_their_columns(tmp_path):
+    units = {"csl_mean": "nats", "input_curv_norm_mean": SQUARED, "aum": "1"}
+    about = {"columns": {name: {"definition": "...", "unit": unit} for name, unit in units.items()}}
+    with TableWriter(tmp_path / "t.parquet", about) as writer:
+        writer.write({"sample_id": np.arange(4)})
+    labels = [axis_label(Table(tmp_path / "t.parquet"), name) for name in (*units, "elsewhere")]
+    curvature = "input_curv_norm_mean\n(loss per squared unit of the\nnormalised input)"
+    assert labels == ["csl_mean (nats)", curvature, "aum", "elsewhere"]
+    store = write_block(tmp_path, 0, labels_of([1, 2]), [1], {"persample_redo_module_output": [[0.5, 0.25]]})
+    assert {column.unit for column in metric_sources(store, "run")[0].columns.values()} == {"share of units"}

@@ -21,7 +21,11 @@ MOST_POINTS = 3000
 """Of more samples the density is shown, not each of them."""
 MOST_BOXES = 20
 """Of more groups mean and standard deviation are shown, not the quartiles."""
+MOST_VALUES = 60
+"""Of a score that takes more values, or seldom one of them twice, ranges are counted."""
 BINS = 10
+BOXES = "line: median; box: quartiles; dots: samples beyond\nwhiskers: farthest sample within 1.5 box heights"
+"""What the parts of a box mean."""
 
 
 class BinMeans(NamedTuple):
@@ -61,21 +65,33 @@ def bin_means(score: Array, values: Array, bins: int = BINS) -> BinMeans:
 def histograms(scores: Scores) -> "Figure":
     """A histogram of each score, with the median as a line; few samples count: the scale of the counts is logarithmic.
 
+    A score that takes few values, such as a share of few epochs, has a bar at each of them.
     Samples without a value are left out and counted in the title.
     """
     figure = new_figure(4.2 * len(scores), 3.2)
     for axes, (label, values) in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores.items(), strict=True):
         known = values[np.isfinite(values)]
-        axes.hist(known, bins=min(50, max(10, int(np.sqrt(len(known))))), color=BLUE)
+        values_there, counts = np.unique(known, return_counts=True)
+        if len(values_there) <= MOST_VALUES and 2 * len(values_there) <= len(known):
+            axes.bar(values_there, counts, width=_bar_width(values_there), color=BLUE)
+        else:
+            axes.hist(known, bins=min(50, max(10, int(np.sqrt(len(known))))), color=BLUE)
         axes.axvline(np.median(known), color=ORANGE, linewidth=1.4, label=f"median {np.median(known):.3g}")
         axes.set_xlabel(label)
         axes.set_yscale("log")
+        axes.set_ylim(bottom=0.7)  # a bar of one sample is seen
         axes.set_ylabel("samples (log scale)")
         missing = len(values) - len(known)
         axes.set_title(f"{len(known)} samples" + (f", {missing} without a value" if missing else ""), fontsize=10)
         axes.legend(frameon=False)
         plain_frame(axes)
     return figure
+
+
+def _bar_width(values: Array) -> float:
+    """Of bars at ascending values: they do not touch, and can be seen."""
+    gaps = np.diff(values)
+    return 0.5 if len(gaps) == 0 else max(0.8 * float(gaps.min()), 0.005 * float(values[-1] - values[0]))
 
 
 def one_against_another(x: Array, y: Array, labels: tuple[str, str], marked: Array | None = None) -> "Figure":
@@ -123,7 +139,8 @@ def by_group(values: Array, groups: Array, labels: tuple[str, str], order: Seque
     axes = figure.add_subplot()
     parts = [values[known & (groups == group)] for group in shown]
     if len(shown) <= MOST_BOXES:
-        boxes = axes.boxplot(parts, positions=range(len(shown)), widths=0.6, showfliers=False, patch_artist=True)
+        dots = {"marker": ".", "markersize": 3, "markerfacecolor": GREY, "markeredgecolor": "none"}
+        boxes = axes.boxplot(parts, positions=range(len(shown)), widths=0.6, flierprops=dots, patch_artist=True)
         for box in boxes["boxes"]:
             box.set(facecolor=BLUE, alpha=0.35, edgecolor=BLUE)
         for median in boxes["medians"]:
@@ -133,6 +150,7 @@ def by_group(values: Array, groups: Array, labels: tuple[str, str], order: Seque
             over = axes.get_xaxis_transform()
             axes.text(x, 1.01, f"n={len(part)}", fontsize=7, color=GREY, ha="center", transform=over)
         axes.set_ylabel(labels[1])
+        axes.set_title(BOXES, fontsize=7, color=GREY, pad=14)
     else:
         means, deviations = [p.mean(dtype=np.float64) for p in parts], [p.std(dtype=np.float64) for p in parts]
         _bars(axes, np.arange(len(shown)), np.array(means), np.array(deviations), BLUE)
@@ -184,7 +202,7 @@ def draw_csl(
     columns = {name: values[train] for name, values in found.items()}
     if not train.any() or not np.isfinite(columns[definition]).any():
         return []
-    label = f"{definition} (loss)"
+    label = f"{definition} (nats)" if (columns["label"] >= 0).any() else f"{definition} (units of the loss)"
     scores = {label: columns[definition]}
     if "lt_frac" in columns and np.isfinite(columns["lt_frac"]).any():
         scores["lt_frac (fraction of epochs)"] = columns["lt_frac"]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -27,6 +27,8 @@ MOST_NAMED = 8
 MOST_TASKS = 5
 """Tasks whose distributions are shown; of more, as many spread over all of them."""
 TOTALS = ("total", "layer_mean")
+LIGHT = "#C8C8C8"
+"""Grey of what can be compared with nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,16 +107,30 @@ def dormancy(of: Dormancy) -> "Figure":
     return figure
 
 
-def fates(dead_units: Mapping[int, Array]) -> dict[int, tuple[float, float, float]]:
-    """Shares of all units that are dead as at the task before, newly dead, and dead no more, by task, of bool [units].
+class Fate(NamedTuple):
+    """Shares of all units at a task's end.
 
-    The first task has no task before: all that is dead is new.
+    Attributes:
+        kept, new: dead, and dead also at the end of the task before, or not.
+        revived: no longer dead.
+        unknown: dead, where there is no task before to compare with.
     """
+
+    kept: float = 0.0
+    new: float = 0.0
+    revived: float = 0.0
+    unknown: float = 0.0
+
+
+def fates(dead_units: Mapping[int, Array]) -> dict[int, Fate]:
+    """What has become of the dead units, by task, from bool [units]."""
     found, before = {}, None
     for task, now in dead_units.items():
         if before is None or len(before) != len(now):
-            before = np.zeros_like(now)
-        found[task] = (float((now & before).mean()), float((now & ~before).mean()), float((before & ~now).mean()))
+            found[task] = Fate(unknown=float(now.mean()))
+        else:
+            shares = [float(units.mean()) for units in (now & before, now & ~before, before & ~now)]
+            found[task] = Fate(*shares)
         before = now
     return found
 
@@ -152,19 +168,20 @@ def _fates(axes: "Axes", dead_units: Mapping[int, Array]) -> None:
 
     found = fates(dead_units)
     tasks = np.array(list(found))
-    kept, new, revived = np.array(list(found.values())).reshape(-1, 3).T
+    kept, new, revived, unknown = np.array(list(found.values())).reshape(-1, len(Fate._fields)).T
+    axes.bar(tasks, unknown, color=LIGHT, label="dead (no task before)")
     axes.bar(tasks, kept, color=GREY, label="dead already")
     axes.bar(tasks, new, bottom=kept, color=ORANGE, label="newly dead")
     axes.bar(tasks, -revived, color=BLUE, label="revived")
     axes.axhline(0, color="black", linewidth=0.8)
-    if not (kept + new + revived).any():
+    if not (kept + new + revived + unknown).any():
         axes.text(0.5, 0.5, "no unit is dead", transform=axes.transAxes, ha="center", color=GREY)
-    axes.set_ylim(-1.25 * revived.max(), 1.25 * (kept + new).max() or 0.1)
+    axes.set_ylim(-1.25 * revived.max(), 1.4 * (kept + new + unknown).max() or 0.1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title("dead units at task ends, against the task before", fontsize=10)
     axes.set_xlabel("task")
     axes.set_ylabel("share of units")
-    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center")
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center")
 
 
 def _by_layer(rows: Sequence[dict[str, Any]], quantity: str) -> dict[str, Array]:

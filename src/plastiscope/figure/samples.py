@@ -38,8 +38,8 @@ def pairs(scores: Mapping[str, Array]) -> "Figure":
                 cloud(axes, scores[left], scores[below])
             plain_frame(axes)
             axes.tick_params(labelsize=7)
-            axes.set_xlabel(left if i == side - 1 else "", fontsize=9)
-            axes.set_ylabel("samples" if i == j else below if j == 0 else "", fontsize=9)
+            axes.set_xlabel(left if i == side - 1 else "", fontsize=8)
+            axes.set_ylabel("samples" if i == j else below if j == 0 else "", fontsize=8)
     return figure
 
 
@@ -94,7 +94,7 @@ def difficulty_over_tasks(
     _means(left, by_entry)
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_xlabel("task of entry")
-    left.set_ylabel(f"{quantity} (mean, s.e.)")
+    left.set_ylabel(f"{quantity}: mean, s.e.")
     for axes in others:
         _loss_curves(axes, epochs, curves, boundaries)
     for axes in (left, *others):
@@ -116,7 +116,7 @@ def _loss_curves(axes: "Axes", epochs: Array, curves: Mapping[int, Array], bound
     figure.legend(
         lines, names, title="samples that\nentered with", loc="outside right center", frameon=False, fontsize=8
     )
-    axes.set_ylabel("mean loss")
+    axes.set_ylabel("mean loss (nats)")
     axes.set_ylim(bottom=0)
 
 
@@ -151,10 +151,10 @@ def order_effects(change: BinMeans, score: BinMeans, quantity: str) -> "Figure":
     _means(left, change)
     left.axhline(0, color=GREY, linewidth=0.8, zorder=0)
     left.set_xlabel("place in the epoch (0 = first, 1 = last)")
-    left.set_ylabel("change of the loss over the epoch,\nless the mean of all samples")
+    left.set_ylabel("change of the loss over the epoch,\nless the mean of all samples (nats)")
     _means(right, score)
     right.set_xlabel("mean place over all epochs")
-    right.set_ylabel(f"{quantity} (mean, s.e.)")
+    right.set_ylabel(f"{quantity}: mean, s.e.")
     for axes in (left, right):
         plain_frame(axes)
     return figure

@@ -40,8 +40,8 @@ DYNAMICS = {
     "csl_all": Column("sum of the loss over all outputs of the network, over all epochs; measures class entry", LOSS),
     "loss_final": Column("loss at the last active epoch", LOSS),
     "lt_frac": Column("learning time: share of the active epochs in which the running mean of the input-gradient norm "
-                      "is above its mean over all samples and epochs"),
-    "lt_frac_norm2": Column("lt_frac of the squared norm"),
+                      "is above its mean over all samples and epochs", "share of epochs"),
+    "lt_frac_norm2": Column("lt_frac of the squared norm", "share of epochs"),
     "lt_first": Column("first active epoch whose running mean of the squared norm is at most that mean; NaN: never",
                        EPOCHS),
     "lt_censored": Column("whether lt_first was never reached"),

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from textwrap import fill
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +23,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = npt.NDArray[np.float64]
+MOST_LETTERS = 32
+"""Of a line of a label."""
+NO_ORDER = (
+    "no picture of the order of presentation (samples_order.png): it needs the loss after two epochs of a task that "
+    "follow each other, from analysis=[csl,tracking] with csl.every=1, csl.mode=posthoc or both, epochs=2 or more"
+)
 DORMANCY = ("memorization", "csl", "curvature")
 """Axes against which dormancy is shown."""
 
 
-def draw_table(table: Table, out: Path | None = None) -> list[Path]:
+class Drawn(NamedTuple):
+    """The files written, and sentences on what could not be drawn."""
+
+    files: list[Path]
+    notes: list[str]
+
+
+def draw_table(table: Table, out: Path | None = None) -> Drawn:
     """Draw what there is: pairs of scores, difficulty over tasks, dormancy and memorization, effects of the order.
 
     A score that is the same for all samples has no trend over another one, and no such picture.
@@ -43,27 +57,39 @@ def draw_table(table: Table, out: Path | None = None) -> list[Path]:
     store = None if run is None else SampleStore(run / "samples")
     axes = {axis: table.column(column).astype(np.float64) for axis, column in axis_columns(table.names).items()}
     names = axis_columns(table.names)
-    figures = {}
+    labels = {axis: axis_label(table, name) for axis, name in names.items()}
+    figures, notes = {}, []
     if len(axes) > 1:
-        figures["samples_pairs"] = pairs({names[axis]: values for axis, values in axes.items()})
+        figures["samples_pairs"] = pairs({labels[axis]: values for axis, values in axes.items()})
     if "csl" in axes and "entry_task" in table and len(np.unique(table.column("entry_task"))) > 1:
-        figures["samples_difficulty"] = _difficulty(table, axes["csl"], names["csl"], store)
+        figures["samples_difficulty"] = _difficulty(table, axes["csl"], labels["csl"], store)
     varied = {axis for axis, values in axes.items() if not is_constant(values)}
     others = [axis for axis in DORMANCY if axis in varied]
     if "dormant" in varied and others:
-        figures["samples_dormancy"] = in_bins([_panel(axes, names, axis) for axis in others])
+        figures["samples_dormancy"] = in_bins([_panel(axes, labels, axis) for axis in others])
     if "memorization" in varied and (scores := _scores(table, names)):
         figures["samples_memorization"] = memorization_by_bins(axes["memorization"], scores)
-    if run is not None and store is not None and "csl" in axes and "position_mean" in table:
-        effect = order_effect(run, store)
-        if effect is not None:
+    if run is not None and store is not None and "position_mean" in table:
+        effect = order_effect(run, store) if "csl" in axes else None
+        if effect is None:
+            notes.append(NO_ORDER)
+        else:
             parts = (np.arange(PLACES) + 0.5) / PLACES
             mean_place = bin_means(table.column("position_mean"), axes["csl"])
             change = BinMeans(parts, effect.mean, effect.error, effect.n)
-            figures["samples_order"] = order_effects(change, mean_place, names["csl"])
+            figures["samples_order"] = order_effects(change, mean_place, labels["csl"])
     if not figures:
         raise DataError(f"{table.path} has nothing to draw: two of CSL, curvature, dormancy, memorization are needed")
-    return [save(figure, target / f"{name}.png") for name, figure in figures.items()]
+    return Drawn([save(figure, target / f"{name}.png") for name, figure in figures.items()], notes)
+
+
+def axis_label(table: Table, column: str) -> str:
+    """Name of a column and its unit, as its definition says it; the name alone of a pure number."""
+    unit = table.about.get("columns", {}).get(column, {}).get("unit", "1")
+    if unit == "1":
+        return column
+    label = f"{column} ({unit})"
+    return label if len(label) <= MOST_LETTERS else f"{column}\n{fill(f'({unit})', MOST_LETTERS)}"
 
 
 def loss_by_entry_task(store: SampleStore, tasks: Sequence[int]) -> tuple[Array, dict[int, Array]]:
@@ -101,13 +127,13 @@ def _difficulty(table: Table, csl: Array, name: str, store: SampleStore | None) 
     return difficulty_over_tasks(by_entry, name, epochs, curves, boundaries)
 
 
-def _panel(axes: dict[str, Array], names: dict[str, str], axis: str) -> tuple[str, str, Array, Array, BinMeans]:
+def _panel(axes: dict[str, Array], labels: dict[str, str], axis: str) -> tuple[str, str, Array, Array, BinMeans]:
     x, y = axes[axis], axes["dormant"]
-    return names[axis], names["dormant"], x, y, bin_means(x, y)
+    return labels[axis], labels["dormant"], x, y, bin_means(x, y)
 
 
 def _scores(table: Table, names: dict[str, str]) -> dict[str, Array]:
     wanted = [names["csl"]] if "csl" in names else []
     wanted += ["lt_frac"] if "lt_frac" in table else []
-    scores = {name: table.column(name).astype(np.float64) for name in wanted}
+    scores = {axis_label(table, name): table.column(name).astype(np.float64) for name in wanted}
     return {name: values for name, values in scores.items() if not is_constant(values)}

@@ -90,7 +90,7 @@ def metric_sources(store: SampleStore, name: str) -> list[Source]:
 
 def _metric_source(store: SampleStore, metric: str, name: str) -> Source:
     view = SampleView(store, metric)
-    unit = UNITS.get(metric.partition(".")[0], "1")
+    unit = "share of units" if metric.startswith(DORMANCY) else UNITS.get(metric.partition(".")[0], "1")
     what = metric.replace(".", " of layer ", 1)
     what += OF_PIXELS if metric in CURVATURES else ""
     return Source(
@@ -115,7 +115,9 @@ UNITS = {
     "legacy_curv": "loss per unit of the normalised input",
     "legacy_directional_eig": "loss",
 }
-"""Units of metrics, without their layer; 1 (a share or a count) for the others."""
+"""Units of metrics, without their layer; 1 for the others."""
+DORMANCY = "persample_"
+"""How metrics of dormancy begin."""
 CURVATURES = tuple(name for name in UNITS if name.startswith(("input_", "legacy_")))
 OF_PIXELS = " (where curvature.pixel_std was given: by units of the pixels, not of the normalised input)"
 
