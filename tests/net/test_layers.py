@@ -252,12 +252,24 @@ def test_svd_convolution_is_one_with_the_assembled_kernel(sign):
     settings = SvdSettings(sign=sign)
     layer = SvdConv2d(3, 8, 3, stride=2, padding=1, gain=ROOT2, settings=settings)
     put(layer, bias=torch.randn(8))
-    kernel = layer.product().reshape(8, 3, 3, 3)
-    x = torch.randn(2, 3, 9, 8)
-    torch.testing.assert_close(layer(x), F.conv2d(x, kernel, layer.bias, 2, 1), rtol=0, atol=1e-5)
-    layer, x = layer.double(), x.double()
-    expected = F.conv2d(x, layer.product().reshape(8, 3, 3, 3), layer.bias, 2, 1)
-    torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
+    layer = layer.double()
+    sizes = {Sign.abs: layer.singular.abs(), Sign.signed: layer.singular}.get(sign, F.softplus(layer.singular))
+    left, _, right = layer.factors()
+    torch.testing.assert_close((left, right), (layer.left, layer.right), rtol=0, atol=1e-6)  # drawn in float32
+    kernel = ROOT2 * (left @ torch.diag(sizes) @ right.T).reshape(8, 3, 3, 3)  # c = gain sqrt(8/8)
+    x = torch.randn(2, 3, 9, 8, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), F.conv2d(x, kernel, layer.bias, 2, 1), rtol=0, atol=1e-12)
+
+
+def test_an_svd_convolution_with_an_inner_non_linearity_is_two_convolutions():
+    settings = SvdSettings(rank=4, sign=Sign.signed, inner=Inner.tanh, orthogonal=Orthogonal.none)
+    layer = SvdConv2d(3, 8, 3, stride=2, padding=1, gain=1.5, settings=settings).double()
+    put(layer, bias=torch.randn(8), left=torch.randn(8, 4), right=torch.randn(27, 4))
+    x = torch.randn(2, 3, 9, 8, dtype=torch.float64)
+    patches = F.unfold(x, 3, padding=1, stride=2)  # [b, channel-row-column, positions]
+    inner = torch.tanh(layer.singular[:, None] * torch.einsum("ir,bip->brp", layer.right, patches))
+    expected = 1.5 * 2**0.5 * torch.einsum("or,brp->bop", layer.left, inner) + layer.bias[:, None]
+    torch.testing.assert_close(layer(x).flatten(2), expected, rtol=0, atol=1e-12)
 
 
 def test_a_singular_value_of_zero_lowers_the_rank_and_its_columns_do_nothing():

@@ -205,8 +205,13 @@ class SvdConv2d(Factors):
         self.stride, self.padding = stride, padding
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b, inputs, h, w] -> [b, outputs, h', w']."""
+        """[b, inputs, h, w] -> [b, outputs, h', w']; one convolution where psi is the identity."""
+        if self.settings.inner is Inner.identity:
+            return F.conv2d(x, self._kernel(self.product()), self.bias, self.stride, self.padding)
         left, s, right = self.factors()
-        filters = (right * s).mT.unflatten(1, (self.in_channels, self.kernel_size, self.kernel_size))
-        inner = self.settings.inner.function(F.conv2d(x, filters, stride=self.stride, padding=self.padding))
-        return F.conv2d(inner, (self.gain * left)[:, :, None, None], self.bias)
+        seen = F.conv2d(x, self._kernel((right * s).mT), None, self.stride, self.padding)
+        return F.conv2d(self.settings.inner.function(seen), (self.gain * left)[:, :, None, None], self.bias)
+
+    def _kernel(self, matrix: Tensor) -> Tensor:
+        """[n, inputs * k * k] as filters."""
+        return matrix.unflatten(1, (self.in_channels, self.kernel_size, self.kernel_size))
