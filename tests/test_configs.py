@@ -104,6 +104,11 @@ REAL = {
     "digits": [],
     "incremental_cifar": ["data.folder={cifar}", "data.test_samples_per_class=5", "net.width=4"],
     "continual_imagenet": ["data.folder={imagenet}", "data.samples_per_class=20"],
+    "loss_landscape_taskshift": [
+        *("data.folder={mnist}", "data.samples_per_class=4", "data.test_samples_per_class=5", "lla.profile=smoke"),
+        *("net.channels=[4,5,6]", "net.widths=[8]", "lla.every=2", "lla.when=post", "lla.enable_sam=false"),
+        *("lla.planes.include_random=false", "lla.evaluation_data.num_samples=20"),
+    ],
     "permuted_mnist_epochs": ["data.folder={mnist}", "data.samples_per_class=4", "data.test_samples_per_class=5"],
 }
 
