@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from analysis_context import MLP, TINY
 
 from plans import make_plan
@@ -149,6 +150,24 @@ def test_columns_on_request(tmp_path):
     np.testing.assert_allclose(found["csl_first_2"], losses[:2].sum(0), rtol=1e-6)
     np.testing.assert_allclose(found["csl_task_1"], losses[3:].sum(0), rtol=1e-6)
     np.testing.assert_allclose(found["csl_all"], loaded.samples("loss_all").values.sum(0, np.float64), rtol=1e-6)
+
+
+def test_the_loss_over_all_outputs_and_facts_of_two_axes(tmp_path):
+    """Outputs whose classes have not entered count too; norms that curvature measures have fewer epochs."""
+    beside = ("analysis=[csl,curvature]", "csl.input_gradient=false", "curvature.every=2", "curvature.directions=1")
+    loaded = made(tmp_path / "run", *SHORT, "num_tasks=1", "csl.all_outputs=true", *beside)
+    task, view = loaded.task(0), loaded.samples("loss_all")
+    batch = task.train.gather(torch.argsort(task.train.ids))
+    with torch.no_grad():
+        outputs = loaded.net(task=0)(batch.inputs)
+    assert task.active_outputs < outputs.shape[1]
+    wanted = torch.nn.functional.cross_entropy(outputs, batch.targets, reduction="none")
+    assert view.ids.tolist() == batch.ids.tolist()
+    np.testing.assert_allclose(view.values[-1], wanted, rtol=1e-5)
+    assert (view.values > loaded.samples("loss").values).all()
+    facts = read_csl(files(loaded.folder, 0), "digits", 0, 0.0)[2]
+    n = len(view.ids)
+    assert (facts["losses_shape"], facts["loss_grads_shape"]) == ([3, n], [2, n])
 
 
 def test_a_task_without_a_due_epoch_has_nothing_to_write(tmp_path):

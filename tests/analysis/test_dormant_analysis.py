@@ -73,19 +73,19 @@ def activations(context: Context) -> dict[str, torch.Tensor]:
 
 def test_units_that_are_off_are_counted_exactly_in_each_layer_and_sample(make):
     context = make()
-    switch_off(context.net, {"linear_1": 3, "linear_2": 2})
+    switch_off(context.net, {"linear_1": 9, "linear_2": 1})
     numbers = Dormant(rules=RULES).on_epoch_end(context)
     n = len(context.current_task.train)
     for rule in (rule.value for rule in RULES):
         for metric, share in {
-            rule: 5 / 20,
-            f"{rule}.linear_1": 3 / 12,
-            f"{rule}.linear_2": 2 / 8,
-            f"{rule}.layer_mean": (3 / 12 + 2 / 8) / 2,
+            rule: 10 / 20,
+            f"{rule}.linear_1": 9 / 12,
+            f"{rule}.linear_2": 1 / 8,
+            f"{rule}.layer_mean": (9 / 12 + 1 / 8) / 2,
             f"{rule}_specific": 0.0,
         }.items():
             assert rows(context, metric).tolist() == [np.float32(share)] * n, metric
-        for part, share in {"total": 5 / 20, "linear_1": 3 / 12, "linear_2": 2 / 8, "layer_mean": 0.25}.items():
+        for part, share in {"total": 10 / 20, "linear_1": 9 / 12, "linear_2": 1 / 8, "layer_mean": 0.4375}.items():
             assert numbers[f"dormant/train/{part}/{rule}"] == numbers[f"dormant/train/{part}/{rule}_dead"] == share
         assert numbers[f"dormant/train/total/{rule}_specific"] == 0
 

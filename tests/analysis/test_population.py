@@ -9,7 +9,7 @@ import pytest
 import torch
 from analysis_context import make_context, move_to
 
-from plastiscope.analysis.population import Entries, population
+from plastiscope.analysis.population import Entries, _entries_of, population
 from plastiscope.error import ConfigError
 
 INCREMENTAL = ("analysis=[]", "task_shift_mode=class_incremental", "data.label_noise=0.25", "data.samples_per_class=8")
@@ -57,6 +57,22 @@ def test_validation_samples_enter_with_their_class(tmp_path):
     of_validation = about.split == 1
     expected = [classes.index(label) // 2 for label in about.labels[of_validation].tolist()]
     assert about.entry_task[of_validation].tolist() == expected and set(expected) == {0, 1, 2}
+
+
+def test_a_class_enters_with_the_first_of_its_samples(tmp_path):
+    """Its validation samples too, when others of its training samples come with a later task."""
+    overrides = ("data.label_noise=0.0", "samples.validation=true")
+    context = make_context(tmp_path / "run", *INCREMENTAL, *overrides, task=1)
+    task = context.current_task
+    entries = _entries_of(context.shift)
+    entries.of(context.shift, 1, task.train.ids.numpy())
+    of_class = task.train.ids[task.train.labels == task.classes[0]].numpy()
+    entries.tasks[np.isin(entries.ids, of_class[1:])] = 1
+    about = population(context, "csl").about
+    trained = (about.labels == task.classes[0]) & (about.split == 0)
+    assert sorted(about.entry_task[trained].tolist()) == [0] + [1] * (len(of_class) - 1) and len(of_class) > 1
+    validated = (about.labels == task.classes[0]) & (about.split == 1)
+    assert validated.any() and (about.entry_task[validated] == 0).all()
 
 
 def test_batches_and_chunks_hold_each_sample_once_in_the_order_of_the_columns(tmp_path):

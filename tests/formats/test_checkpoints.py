@@ -219,3 +219,22 @@ def test_outputs_by_class_become_outputs_by_presentation():
         by_class = net(x)
         fit(net, by_presentation(net.state_dict(), "fc", order), "a.pt")
         assert torch.equal(net(x), by_class[:, order])
+
+
+def test_outputs_follow_the_order_of_presentation_and_not_its_inverse():
+    """Classes 2, 0, 1 presented in turn: output 0 is that of class 2; those not presented come last, ascending."""
+    state = {
+        "head.weight": torch.arange(5.0)[:, None],
+        "head.bias": 10 + torch.arange(5.0),
+        "other.bias": torch.ones(5),
+    }
+    found = by_presentation(state, "head", [2, 0, 1])
+    assert found["head.weight"].ravel().tolist() == [2, 0, 1, 3, 4] and found["head.bias"].tolist() == [
+        12,
+        10,
+        11,
+        13,
+        14,
+    ]
+    assert torch.equal(found["other.bias"], state["other.bias"])
+    assert by_presentation(state, "head", [4, 1])["head.bias"].tolist() == [14, 11, 10, 12, 13]

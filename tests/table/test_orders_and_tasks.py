@@ -7,7 +7,8 @@ import pytest
 
 from plastiscope.run.presentation_log import finish, write_order
 from plastiscope.run.sample_store import SampleStore
-from plastiscope.table.pictures import loss_by_entry_task
+from plastiscope.table.file import Table, TableWriter
+from plastiscope.table.pictures import _difficulty, loss_by_entry_task
 from plastiscope.table.tracking import order_effect, places, tracking_sources
 from table.stores import labels_of, write_block
 
@@ -108,3 +109,22 @@ def test_loss_of_those_that_entered_with_a_task(folder):
             wanted = row[(entry == task) & np.isfinite(row)].astype(np.float64)
             np.testing.assert_allclose(value, wanted.mean() if len(wanted) else NAN, rtol=1e-12)
     assert np.isnan(curves[1][:4]).all() and np.isfinite(curves[1][4:]).all()
+
+
+def test_validation_samples_have_no_part_in_the_loss_by_entry_task(tmp_path):
+    store = write_block(tmp_path, 0, labels_of([1, 2, 3], split=[0, 0, 1]), [1, 2], {"loss": [[1, 3, 9], [2, 2, 9]]})
+    epochs, curves = loss_by_entry_task(store, [0])
+    assert epochs.tolist() == [1, 2] and curves[0].tolist() == [2.0, 2.0]
+
+
+def test_difficulty_has_standard_errors_and_boundaries_where_tasks_begin(folder):
+    """Of CSL by task of entry: std (n - 1) / sqrt(n); the second task begins when 4 epochs are completed."""
+    csl, entry = np.array([1.0, 2.0, 3.0, 6.0, 5.0, 9.0]), np.array([0, 0, 0, 0, 1, 1])
+    with TableWriter(folder / "t.parquet", {}) as writer:
+        writer.write({"sample_id": np.arange(6), "entry_task": entry, "csl_mean": csl})
+    left, right = _difficulty(Table(folder / "t.parquet"), csl, "csl_mean", SampleStore(folder / "samples")).axes
+    (segments,) = [bars.get_segments() for bars in left.containers[0].lines[2]]
+    halves = [(segment[1, 1] - segment[0, 1]) / 2 for segment in segments]
+    np.testing.assert_allclose(halves, [np.std(csl[:4], ddof=1) / 2, np.std(csl[4:], ddof=1) / np.sqrt(2)])
+    dotted = [line.get_xdata()[0] for line in right.get_lines() if line.get_linestyle() == ":"]
+    assert dotted == [4]
