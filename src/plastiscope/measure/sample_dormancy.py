@@ -5,7 +5,7 @@ the number of samples on which it is dormant, and a unit silent on all samples o
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -70,7 +70,7 @@ class Dormant(NamedTuple):
 
 def dormant_units(
     h: Tensor,
-    rules: Iterable[Rule],
+    rules: Collection[Rule],
     thresholds: Thresholds | None = None,
     scale: float = torch.nan,
     is_non_negative: bool = False,
@@ -86,7 +86,8 @@ def dormant_units(
         is_non_negative: no value is below 0, so that |h| = h and is not computed.
     """
     t = thresholds or Thresholds()
-    largest = over_positions(h, torch.amax) if is_non_negative else largest_absolute(h)
+    only_finite = h.shape[2] == 1 and Rule.persample_strict not in rules  # no sign matters for whether values are
+    largest = over_positions(h, torch.amax) if is_non_negative or only_finite else largest_absolute(h)
     total = largest.sum(1)
     nan_if_not_finite = total - total
     size = h if is_non_negative else None
@@ -118,7 +119,9 @@ def _mask(rule: Rule, h: Tensor, largest: Tensor, size: Tensor | None, t: Thresh
         mean = over_positions(size, torch.mean)
         return torch.le(mean, t.tau * scale, out=torch.empty_like(mean))
     active = torch.gt(size, eps, out=torch.empty_like(size))
-    share = over_positions(active, torch.sum).div_(h.shape[2])
+    share = over_positions(active, torch.sum)
+    if h.shape[2] > 1:
+        share.div_(h.shape[2])
     return torch.lt(share, t.theta, out=share)
 
 
