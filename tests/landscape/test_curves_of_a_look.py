@@ -162,6 +162,27 @@ def test_the_middle_of_the_line_with_both_kinds_of_statistics(between_norms):
     assert plane["losses"][2, 2] == pytest.approx(anew, rel=1e-12)  # its cells have statistics of their own
 
 
+def test_the_error_of_a_barrier_is_that_of_the_same_samples(between_norms):
+    """Losses of a sample along the line move together: the error is that of their differences."""
+    numbers, landscape, folder = between_norms
+    start, end = with_norms(7).state_dict(), landscape.net.state_dict()
+    net, (inputs, targets) = with_norms(0), landscape.test
+
+    def losses(t):
+        net.load_state_dict({k: (1 - t) * start[k] + t * end[k] if end[k].is_floating_point() else end[k] for k in end})
+        with fresh_statistics(net, batches_of(landscape)), torch.no_grad():
+            return F.cross_entropy(net(inputs), targets, reduction="none")
+
+    at = stored(folder, "mode/curves")[1]["barrier_at"]["linear_test"]
+    above = losses(at) - (1 - at) * losses(0) - at * losses(1)
+    expected = above.std().item() / math.sqrt(len(above))
+    assert numbers["mode_linear_barrier_stderr_test"] == pytest.approx(expected, rel=1e-9)
+    curve = torch.stack([losses(t / 4) for t in range(5)])
+    mean = (curve[1:] + curve[:-1]).sum(0) / 8
+    assert numbers["mode_linear_mean_loss_test"] == pytest.approx(mean.mean().item(), rel=1e-12)
+    assert numbers["mode_linear_mean_loss_stderr_test"] == pytest.approx(mean.std().item() / math.sqrt(21), rel=1e-9)
+
+
 def test_a_curve_is_of_all_parameters(tmp_path):
     """Also where only some are looked at: else its ends would not be the networks."""
     whole = looked(normed(tmp_path / "a", settings=connected(curve_points=3, opt_steps=2)))

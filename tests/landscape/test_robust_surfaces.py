@@ -1,5 +1,7 @@
 """Robust surfaces of a look against the closed form of a quadratic."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +44,19 @@ def test_every_plane_of_a_quadratic(tmp_path):
     assert numbers["sam_center_grad_norm"] == pytest.approx((theta @ matrix + slope).norm().item(), rel=1e-12)
     assert numbers["sam_mean_gap"] == pytest.approx(np.mean(gaps), rel=1e-10) == numbers["sam_random_mean_gap"]
     assert numbers["sam_max_gap"] == pytest.approx(np.max(gaps), rel=1e-10) == numbers["sam_random_max_gap"]
+
+
+def test_a_cell_costs_a_gradient_and_a_forward(tmp_path):
+    """The plain loss is the plane's; nothing is computed twice."""
+    calls = []
+    for enabled in (False, True):
+        landscape, *_ = bowl(
+            tmp_path / str(enabled), settings=settings_of({"include_random": True}, enable_sam=enabled)
+        )
+        own, count = landscape.loss, iter(range(10**6))
+        looked(replace(landscape, loss=lambda *given, own=own, count=count: (next(count), own(*given))[1]))
+        calls.append(next(count))
+    assert calls[1] - calls[0] == 2 * 9
 
 
 @pytest.mark.parametrize("options", [{"adaptive": True}, {"steps": 2}, {"subsample_stride": 1}, {"rho": 0.1}])
