@@ -5,7 +5,8 @@ from pathlib import Path
 from plastiscope.advice import selected
 from plastiscope.build import Plan, build, config_hash, plain, read_config, with_analyses
 from plastiscope.error import ConfigError
-from plastiscope.experiment import identity_hash, run
+from plastiscope.experiment import run
+from plastiscope.identity import identity_hash
 from plastiscope.run.processes import is_first_process
 from plastiscope.run.status import State, read_status
 

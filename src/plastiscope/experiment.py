@@ -2,12 +2,8 @@
 
 import contextlib
 import errno
-import platform
-import subprocess
 import sys
-import time
 import traceback
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +11,11 @@ import torch
 from torch import nn
 
 from plastiscope.allocator import keep_freed_pages
-from plastiscope.build import Plan, as_known_to, build, config_hash, differences, plain, read_config, to_yaml
+from plastiscope.build import Plan, as_known_to, build, plain, read_config
 from plastiscope.data.samples import DataSet
 from plastiscope.error import ConfigError, RunError
 from plastiscope.event import Context
+from plastiscope.identity import holds_finished, identity_hash, write_identity
 from plastiscope.learner.learner import Learner, Reset
 from plastiscope.loop import Loop
 from plastiscope.measure.keyed import named_seed
@@ -34,15 +31,12 @@ from plastiscope.run.sample_store import SampleStore
 from plastiscope.run.signals import Preempted
 from plastiscope.run.snapshots import SavedWeights
 from plastiscope.run.status import State, read_status, write_status
-from plastiscope.run.storage import read_json, write_atomic, write_json
+from plastiscope.run.storage import read_json
 from plastiscope.run.wandb_sink import WandbSink
 from plastiscope.selection import BestWeights, Selection
-from plastiscope.settings import is_resumable
 from plastiscope.source import Source, check_data, open_source, with_class_order
 from plastiscope.task_shift_mode.task import TaskShift
 from plastiscope.trainer import Trainer
-
-SCHEMA_VERSION = 1
 
 
 def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
@@ -64,7 +58,7 @@ def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
     if stored is not None:
         theirs = plain(read_config(folder, trust=True))  # compared as it stands; nothing that it names is imported
         plan = as_known_to(plan, theirs)
-        if _finished(plan, theirs, folder) and not _has_more(plan, stored, folder):
+        if holds_finished(plan, theirs, folder) and not _has_more(plan, stored, folder):
             more = " Raise num_tasks to go on." if plan.settings.replay.folder is None else ""
             print(f"{folder} is done already ({plan.settings.num_tasks} tasks); nothing to do.{more}")
             return
@@ -97,7 +91,7 @@ def _run_first(
         lock = FolderLock(folder)
         write_status(folder, State.running, error=None)
         (folder / "traceback.txt").unlink(missing_ok=True)
-        _write_identity(plan, folder, data, shift.outputs, learner, device, overrides, stored, source)
+        write_identity(plan, folder, data, shift.outputs, learner, device, overrides, stored, source)
         journal = Journal(folder, plan.settings.snapshots, plan.settings.checkpoint_every_s, identity_hash(plan))
         loop: Loop
         if source is None:
@@ -303,21 +297,6 @@ def _resume(plan: Plan, loop: Loop, journal: Journal) -> None:
     journal.progress = Progress(total, done, plan.settings.verbose)
 
 
-def _finished(plan: Plan, theirs: dict[str, Any], folder: Path) -> bool:
-    """Whether the folder, with `theirs` as its config, holds this run, finished.
-
-    Raises:
-        RunError: it holds another run.
-    """
-    other = [key for key in differences(plan.config, theirs) if not is_resumable(key)]
-    if other:
-        raise RunError(
-            f"{folder} belongs to a run with other settings: {', '.join(other)}. "
-            "Give the same settings to go on, or another folder (hydra.run.dir=...) to start anew"
-        )
-    return read_status(folder).get("state") == State.done.value and theirs["num_tasks"] >= plan.settings.num_tasks
-
-
 def _has_more(plan: Plan, stored: dict[str, Any], folder: Path) -> bool:
     """Whether there are checkpoints now that the finished replay in the folder has not walked.
 
@@ -329,16 +308,6 @@ def _has_more(plan: Plan, stored: dict[str, Any], folder: Path) -> bool:
         return False
     now, _ = replay.walked(replay.open(), plan.settings.num_tasks, plan.settings.epochs)
     return goes_on(before, now, folder)
-
-
-def identity_hash(plan: Plan) -> str:
-    """Hash of all settings that a run may not change as it goes on."""
-    return config_hash(_without_resumable(plan.config))
-
-
-def _without_resumable(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    kept = {key: value for key, value in node.items() if not is_resumable(f"{prefix}{key}")}
-    return {k: _without_resumable(v, f"{prefix}{k}.") if isinstance(v, dict) else v for k, v in kept.items()}
 
 
 def _set_threads(plan: Plan, stored: dict[str, Any] | None, net: nn.Module, torchs_choice: int) -> None:
@@ -353,58 +322,6 @@ def _is_small(net: nn.Module) -> bool:
     """Whether more than one thread only costs time: fully connected, less than a million parameters."""
     layered = any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.LayerNorm) for m in net.modules())
     return not layered and sum(p.numel() for p in net.parameters()) < 1_000_000
-
-
-def _write_identity(
-    plan: Plan,
-    folder: Path,
-    data: DataSet,
-    outputs: int,
-    learner: Learner,
-    device: torch.device,
-    overrides: list[str],
-    stored: dict[str, Any] | None,
-    source: Source | None = None,
-) -> None:
-    """config.yaml, and run.json with all that tells the run from others; on a resume only what may change."""
-    write_atomic(folder / "config.yaml", to_yaml(plan.config).encode())
-    identity = stored or {
-        "schema_version": SCHEMA_VERSION,
-        "started": time.time(),
-        "versions": _versions(),
-        "revision": _revision(),
-        "command": sys.argv,
-        "overrides": overrides,
-        "seed": plan.settings.seed,
-        "threads": torch.get_num_threads(),
-        "arch": plan.arch,
-        "data": data.description,
-        "input_shape": list(data.input_shape),
-        "outputs": outputs,
-        "parameters": sum(p.numel() for p in learner.net.parameters()),
-        "units": learner.units.num_units,
-    }
-    if source is not None:
-        identity = {**identity, "replay_of": source.identity(folder)}
-    write_json(folder / "run.json", {**identity, "device": str(device), "config_hash": identity_hash(plan)})
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("plastiscope", "torch", "torchvision", "numpy", "hydra-core", "omegaconf", "wandb"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "none"
-    return found
-
-
-def _revision() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _draw(folder: Path) -> None:
