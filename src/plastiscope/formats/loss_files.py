@@ -124,6 +124,42 @@ def find_loss_files(
     """
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder} of per-sample losses.")
+    by_scheme = _by_scheme(folder, dataset, run_idx, noise_level, start, end)
+    both = _both(by_scheme, strict)
+    if both:
+        warnings.warn(both, stacklevel=2)
+    losses, gradients = (
+        dict(sorted((by_scheme.get((kind, "B"), {}) | by_scheme.get((kind, "A"), {})).items()))
+        for kind in ("loss", "loss_grad")
+    )
+    if losses and index is not None:
+        path = next(iter(losses.values()))
+        raise DataError(f"{path} is not of CSL-Mem: its rows are sample ids already; leave the data index out.")
+    if losses:
+        is_b = ("loss", "A") not in by_scheme
+        facts = read_facts(facts_path(folder, dataset, *((run_idx, noise_level) if is_b else ())))
+        return LossFiles(folder, dataset, losses, gradients, by_scheme.get(("sample_ids", "A"), {}), facts)
+    losses, gradients = (_of_csl_mem(folder, kind, dataset, run_idx, noise_level) for kind in ("loss", "loss_grad"))
+    losses = {e: path for e, path in losses.items() if start <= e and (end is None or e <= end)}
+    if losses:
+        return LossFiles(folder, dataset, losses, gradients, {}, {}, csl_mem=True, index=index)
+    last = "on" if end is None else f"to {end}"
+    raise DataError(
+        f"{folder} has no losses of {dataset} from epoch {start} {last}, neither "
+        f"{loss_name('loss', dataset, start)} and so on nor "
+        f"{loss_name('loss', dataset, start, run_idx, noise_level)} nor names of CSL-Mem; check the folder, the "
+        "data set, the run index and the noise level."
+    )
+
+
+def _by_scheme(
+    folder: Path, dataset: str, run_idx: int, noise_level: float, start: int, end: int | None
+) -> dict[tuple[str, str], dict[int, Path]]:
+    """The files of schemes A and B by kind, scheme and epoch.
+
+    Raises:
+        DataError: two files of one scheme stand for the same epoch.
+    """
     by_scheme: dict[tuple[str, str], dict[int, Path]] = {}
     for path in sorted(folder.iterdir()):
         named = _parse(path.name, dataset, run_idx, noise_level)
@@ -134,32 +170,7 @@ def find_loss_files(
         if epoch in files:
             raise DataError(f"{files[epoch]} and {path.name} both stand for epoch {epoch}; leave one there.")
         files[epoch] = path
-    both = _both(by_scheme, strict)
-    if both:
-        warnings.warn(both, stacklevel=2)
-    losses, gradients = (
-        dict(sorted((by_scheme.get((kind, "B"), {}) | by_scheme.get((kind, "A"), {})).items()))
-        for kind in ("loss", "loss_grad")
-    )
-    if not losses:
-        losses, gradients = (_of_csl_mem(folder, kind, dataset, run_idx, noise_level) for kind in ("loss", "loss_grad"))
-        losses = {e: path for e, path in losses.items() if start <= e and (end is None or e <= end)}
-        if losses:
-            return LossFiles(folder, dataset, losses, gradients, {}, {}, csl_mem=True, index=index)
-    if losses and index is not None:
-        path = next(iter(losses.values()))
-        raise DataError(f"{path} is not of CSL-Mem: its rows are sample ids already; leave the data index out.")
-    if not losses:
-        last = "on" if end is None else f"to {end}"
-        raise DataError(
-            f"{folder} has no losses of {dataset} from epoch {start} {last}, neither "
-            f"{loss_name('loss', dataset, start)} and so on nor "
-            f"{loss_name('loss', dataset, start, run_idx, noise_level)} nor names of CSL-Mem; check the folder, the "
-            "data set, the run index and the noise level."
-        )
-    is_b = ("loss", "B") in by_scheme and ("loss", "A") not in by_scheme
-    facts = read_facts(facts_path(folder, dataset, *((run_idx, noise_level) if is_b else ())))
-    return LossFiles(folder, dataset, losses, gradients, by_scheme.get(("sample_ids", "A"), {}), facts)
+    return by_scheme
 
 
 def _of_csl_mem(folder: Path, kind: str, dataset: str, run_idx: int, noise_level: float) -> dict[int, Path]:
