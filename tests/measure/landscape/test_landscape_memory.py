@@ -100,8 +100,8 @@ def test_graphs_are_kept_while_they_fit(backend: Backend) -> None:
 
     batches = list(frozen.batches())[:1]
     needed = graph_bytes(graphs, apart) / 60 * 64
-    roomy = HessianOperator(frozen, backend, memory=int(1.1 * needed))
-    tight = HessianOperator(fixture_f(micro_batch=60), backend, memory=int(0.9 * needed))
+    roomy = HessianOperator(frozen, backend, memory=int(1.03 * needed))
+    tight = HessianOperator(fixture_f(micro_batch=60), backend, memory=int(0.97 * needed))
     for operator in (roomy, tight):
         assert (matrix_of(operator) - exact_hessian(frozen)).abs().max() <= 1e-13
     assert roomy.backend is backend and not roomy.notes
