@@ -39,7 +39,7 @@ SAMPLES, OUTPUTS, SHAPE, SPAN = 512, 10, (3, 32, 32), 0.5
 PROCESSES = 3
 CASES: dict[str, tuple[NetConfig, int, int]] = {  # name: network, cells of a row, rounds
     "mlp": (Mlp(widths=[256, 256]), 21, 10),
-    "resnet18": (ResNet18(width=16), 5, 3),
+    "resnet18": (ResNet18(width=16), 5, 2),
 }
 ARMS = {"kept": "as this package runs", "given back": "as torch comes"}
 WANTED = {
