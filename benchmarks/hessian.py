@@ -35,8 +35,8 @@ from plastiscope.net.resnet18 import ResNet18
 PLANNED, BATCH, OUTPUTS = 700, 128, 10
 CASES: dict[str, tuple[str, NetConfig, int, int]] = {  # name, network, samples, rounds
     "mlp": ("mlp 3072-256-256-10", Mlp(widths=[256, 256]), 512, 25),
-    "convnet": ("convnet", ConvNet(), 256, 9),
-    "resnet18": ("resnet18 width 16", ResNet18(width=16), 256, 5),
+    "convnet": ("convnet", ConvNet(), 128, 9),
+    "resnet18": ("resnet18 width 16", ResNet18(width=16), 128, 5),
 }
 Call = Callable[[], object]
 
@@ -141,6 +141,7 @@ def main() -> None:
     keep_freed_pages()
     warnings.filterwarnings("ignore", message=".*create_graph=True", category=UserWarning)
     warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)  # of curvlinops
     print(f"Products with the Hessian, one thread; CPU time, ratios of rounds: median [quartiles]\n{machine()}")
     for name in sys.argv[1:] or CASES:
         table(name)
