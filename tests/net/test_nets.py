@@ -213,7 +213,10 @@ def test_deep_linear_step_of_the_two_scalar_net():
     (net(torch.ones(1, 1, dtype=torch.float64)).square() / 2).sum().backward()
     assert (net.linear_1.weight.grad.item(), net.head.weight.grad.item()) == (18.0, 12.0)
     torch.optim.SGD(net.parameters(), lr=0.01).step()
-    assert (net.linear_1.weight * net.head.weight).item() == pytest.approx(5.2416, abs=1e-12)
+    first, last = net.linear_1.weight.item(), net.head.weight.item()
+    assert (first, last) == pytest.approx((1.82, 2.88), abs=1e-12)
+    assert first * last == pytest.approx(5.2416, abs=1e-12)
+    assert last**2 - first**2 == pytest.approx(4.982, abs=1e-12)  # 5 before: lr^2 (12^2 - 18^2) less
 
 
 def test_convnet_equals_the_published_order_of_relu_then_pooling():
