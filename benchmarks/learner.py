@@ -67,7 +67,7 @@ PROBLEMS = {
     "mnist100": Problem("784-100-100-100-10, batch 1", (784,), 10, 300, 60, _mlp(100)),
     "mnist2000": Problem("784-2000-2000-2000-10, batch 1", (784,), 10, 10, 30, _mlp(2000)),
     "convnet": Problem("convnet, batch 100", (3, 32, 32), 2, 500, 60, ["net=convnet", "batch_size=100"]),
-    "resnet18": Problem("resnet18 width 64, batch 90", (3, 32, 32), 10, 90, 10, ["net=resnet18", "batch_size=90"]),
+    "resnet18": Problem("resnet18 width 64, batch 90", (3, 32, 32), 10, 90, 8, ["net=resnet18", "batch_size=90"]),
 }
 ADAPTABLE = [CBP, "learner.util_type=adaptable_contribution"]
 RESIDUAL = [CBP, "learner.init=normal", "learner.replacement_rate=1e-5", "learner.maturity_threshold=1000"]
@@ -165,7 +165,9 @@ def main() -> None:
     for key in sys.argv[1:] or CASES:
         case = CASES[key]
         times, problem = measure(case), PROBLEMS[case.problem]
-        steps = -(-problem.samples // (1 if ONLINE[0] in problem.overrides else int(problem.overrides[-1].split("=")[1])))
+        steps = -(
+            -problem.samples // (1 if ONLINE[0] in problem.overrides else int(problem.overrides[-1].split("=")[1]))
+        )
         bare = 1e3 * statistics.median(times["bare"]) / steps
         ratio = spread(ratios(times["trainer"], times["bare"]))
         print(f"{case.name:44}{problem.rounds:7}{case.wanted:8.2f}  {ratio:24}{bare:.3f}", flush=True)
