@@ -101,7 +101,7 @@ def test_every_task_shift_trains(shift, tmp_path):
 
 
 REAL = {
-    "digits": [],
+    "digits": ["lla.profile=smoke", "lla.planes.grid_resolution=3"],
     "incremental_cifar": ["data.folder={cifar}", "data.test_samples_per_class=5", "net.width=4"],
     "continual_imagenet": ["data.folder={imagenet}", "data.samples_per_class=20"],
     "loss_landscape_taskshift": [
