@@ -136,6 +136,7 @@ NETS = {
     "mlp": (Mlp(widths=[7, 6]), (5,)),
     "convnet": (ConvNet(channels=[4, 5], kernel_sizes=[3, 2], widths=[6]), (2, 13, 13)),
     "resnet18": (ResNet18(width=4), (3, 8, 8)),
+    "tanh": (Mlp(widths=[7, 6], activation=Activation.tanh), (5,)),
     "normalised": (Mlp(widths=[7, 6], layers=Layers(kind=Kind.weight_normalised)), (5,)),
 }
 every_kind = pytest.mark.parametrize("kind", UtilityType)
@@ -155,7 +156,7 @@ def assert_statistics(learner: ContinualBackpropLearner, layers: list[ReferenceL
 
 
 @every_kind
-@pytest.mark.parametrize("net", ["mlp", "convnet", "normalised"])
+@pytest.mark.parametrize("net", ["mlp", "convnet", "normalised", "tanh"])
 def test_utilities_on_batches_the_last_one_ragged(net, kind):
     config, shape = NETS[net]
     learner = start(ContinualBackprop(util_type=kind, replacement_rate=0.0, **QUICK), config, shape)
@@ -173,7 +174,7 @@ def test_utilities_of_residual_layers(mode):
 
 @every_kind
 def test_utilities_on_single_samples_are_those_of_each_step_though_blocks_are_worked_off_at_once(kind):
-    learner = start(ContinualBackprop(util_type=kind, replacement_rate=0.0, **QUICK), *NETS["mlp"])
+    learner = start(ContinualBackprop(util_type=kind, replacement_rate=0.0, **QUICK), *NETS["tanh"])
     given = batches((5,), [1] * (2 * BLOCK + 5) + [3] + [1] * 4)
     seen = [(learner.statistics.noted, layers) for layers in follow(learner, given, asks=False)]
     assert [noted for noted, _ in seen] == [*([*range(1, BLOCK), 0] * 2), 1, 2, 3, 4, 5, 0, 1, 2, 3, 4]
