@@ -412,7 +412,12 @@ def test_two_runs_are_compared_by_id(folder, noisy_run, capsys):
     assert row.n == both.csl_active_mean_x.notna().sum() == (both.split_x == "train").sum()
     wanted = spearman(both.csl_active_mean_x.to_numpy(), both.csl_active_mean_y.to_numpy())
     assert row.spearman == pytest.approx(wanted.value) and row.y == "csl_active_mean"
-    assert f"{len(both)} samples in both, {len(table) - len(both)} only in the run" in capsys.readouterr().out
+    trained = table[table.split == "train"]
+    assert len(trained) < len(table), "samples for validation are not compared"
+    counts = (
+        f"{len(both)} samples in both, {len(trained) - len(both)} only in the run, {len(other) - len(both)} only here"
+    )
+    assert f"{noisy_run / 'tables' / 'per_sample.parquet'}: {counts}, left out" in capsys.readouterr().out
 
 
 def test_figures(folder, capsys):
