@@ -48,10 +48,11 @@ LANDSCAPE = {
     "sam_center_gap": "rise of the loss at distance .05",
 }
 """Measured before and after each task."""
+MAGNITUDE = "representation/weights/total/weight_mag_all"
 AT_ENDS = {
     "representation/current/layer_mean/effective_rank": "effective rank, mean of layers",
     "representation/current/total/rank_drop_gini": "Gini of rank drops over layers",
-    "representation/weights/total/weight_mag_all": "mean |w|",
+    MAGNITUDE: "mean |w|, after",
 }
 """Measured after each task."""
 PER_LAYER = "effective_rank"
@@ -114,24 +115,30 @@ def _column(rows: Rows, key: str) -> list[float]:
 
 def draw(found: dict[str, dict[str, list[float]]]) -> "Figure":
     """A row for each shift: landscape before and after, then what is measured at the ends."""
-    figure = new_figure(17.0, 5.6)
-    panels = figure.subplots(len(found), 4 + len(AT_ENDS), squeeze=False)
-    shown = list(LANDSCAPE)[:3] + list(LANDSCAPE)[4:]
+    figure = new_figure(17.0, 2.7 * len(found) + 0.7)
+    shown = [name for name in LANDSCAPE if name != "hesd_re"]
+    panels = figure.subplots(len(found), len(shown) + 3, squeeze=False)
     for row, (mode, numbers) in zip(panels, found.items(), strict=True):
         for axes, name in zip(row, shown, strict=False):
             _draw_phases(axes, numbers, name)
             axes.set_title(LANDSCAPE[name], fontsize=9)
-        _draw_layers(row[4], numbers)
-        for axes, (key, label) in zip(row[5:], list(AT_ENDS.items())[1:], strict=True):
-            axes.plot(range(len(numbers[key])), numbers[key], color=BLUE, marker="s", markersize=3, linewidth=1.3)
-            axes.set_title(label, fontsize=9)
+        ranks = {key.split("/")[2]: v for key, v in numbers.items() if key.endswith(f"/{PER_LAYER}")}
+        ranks = {layer: ranks.get(layer, []) for layer in (*ranks, "head") if layer != "layer_mean"}
+        _draw_layers(row[-3], ranks)
+        row[-3].set_title("effective rank by layer, after", fontsize=9)
+        ginis = {key.split("/")[1]: v for key, v in numbers.items() if key.startswith("weight_sv_gini/")}
+        _draw_layers(row[-2], {name.removesuffix(".weight"): values for name, values in ginis.items()})
+        row[-2].set_title("Gini of weights' singular values", fontsize=9)
+        sizes = numbers[MAGNITUDE]
+        row[-1].plot(range(len(sizes)), sizes, color=BLUE, marker="s", markersize=3, linewidth=1.3)
+        row[-1].set_title(AT_ENDS[MAGNITUDE], fontsize=9)
         row[0].set_ylabel(mode.replace("_", " "))
         for axes in row:
             axes.set_xlabel("task")
             plain_frame(axes)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=2, frameon=False)
-    handles, labels = panels[0, 4].get_legend_handles_labels()
+    handles, labels = panels[0, -2].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower right", ncols=5, frameon=False)
     return figure
 
@@ -143,15 +150,17 @@ def _draw_phases(axes: "Axes", numbers: dict[str, list[float]], name: str) -> No
         errors = numbers[f"{phase}/hessian_trace_stderr"] if name == "hessian_trace_estimate" else None
         style = {"color": colour, "marker": marker, "markersize": 3, "linewidth": 1.3, "label": label}
         axes.errorbar(range(len(values)), values, yerr=errors, **style)
-    axes.set_yscale("log")
+    shown = [value for phase in PHASES for value in numbers[f"{phase}/{name}"]]
+    if min(shown) > 0:
+        axes.set_yscale("log")
+    else:
+        axes.set_yscale("symlog", linthresh=10 ** np.floor(np.log10(np.abs(shown).min())))
 
 
-def _draw_layers(axes: "Axes", numbers: dict[str, list[float]]) -> None:
-    """Rank of each layer at the tasks' ends."""
-    keys = [key for key in numbers if key.endswith(f"/{PER_LAYER}") and "layer_mean" not in key]
-    for key, colour in zip(keys, depth_colours(len(keys)), strict=True):
-        axes.plot(range(len(numbers[key])), numbers[key], color=colour, linewidth=1.3, label=key.split("/")[2])
-    axes.set_title("effective rank by layer, after", fontsize=9)
+def _draw_layers(axes: "Axes", by_layer: dict[str, list[float]]) -> None:
+    """A curve for each layer, from dark to light with its depth."""
+    for (layer, values), colour in zip(by_layer.items(), depth_colours(len(by_layer)), strict=True):
+        axes.plot(range(len(values)), values, color=colour, linewidth=1.3, label=layer)
     axes.set_ylim(bottom=0)
 
 

@@ -153,3 +153,21 @@ def test_ratios_leave_out_the_first_task():
     numbers = {f"pre_training/{name}": [1.0, 2, 4, 8] for name in study.LANDSCAPE}
     numbers |= {f"post_training/{name}": [100.0, 2, 8, 32] for name in study.LANDSCAPE}
     assert set(study.ratios(numbers).values()) == {2.0}
+
+
+def test_the_table_of_landscapes_is_that_of_the_results():
+    study = loss_landscape_taskshift
+    found = json.loads((study.HERE / "results.json").read_text())
+    phases = {"before": "pre_training", "after": "post_training"}
+    mode, checked = "", 0
+    for shift, task, phase, *cells in rows_of((study.HERE / "README.md").read_text()):
+        mode = shift.replace(" ", "_") if shift.replace(" ", "_") in study.MODES else mode
+        if phase in phases:
+            numbers = {key: values[int(task)] for key, values in found[mode]["by task"].items()}
+            trace, error = cells.pop(2).rstrip(")").split(" (")
+            assert float(error) == pytest.approx(numbers[f"{phases[phase]}/hessian_trace_stderr"], rel=0.03)
+            names = ("plane_hessian_center_loss", "hessian_top_eig_1", "sam_center_gap", "hessian_trace_estimate")
+            expected = [numbers[f"{phases[phase]}/{name}"] for name in names]
+            assert [float(cell) for cell in (*cells, trace)] == pytest.approx(expected, rel=0.017)
+            checked += 1
+    assert checked == 12
