@@ -171,7 +171,8 @@ class _Candidate:
             return self._without(why)
         finally:
             self.operator.release()
-            gc.collect()
+            if self.backend in KEPT:
+                gc.collect()  # what was traced hangs together in cycles
 
     def _seconds(self) -> float:
         """Of one product over all samples, judged by these; one that is not finite takes as long."""
