@@ -1,12 +1,14 @@
 """Plans for tests, composed as the command line composes them."""
 
-from plastiscope.build import Plan, compose_plan
+from functools import cache
 
-USUAL = "analysis=[representation,continual]"
-"""What the default experiment looks at, but for the landscape, which takes most of a short run."""
+from plastiscope.build import Plan, build, compose_config
+
+composed = cache(compose_config)
+"""A config is composed once, and built for each plan anew."""
 
 
 def make_plan(*overrides: str) -> Plan:
     """The plan of `plastiscope <overrides>`, on the CPU, without W&B and (these take most of a short run) figures."""
-    usual = [] if any(o.startswith(("analysis=", "experiment=")) for o in overrides) else [USUAL]
-    return compose_plan("use_wandb=false", "device=cpu", "figures=false", *usual, *overrides)
+    given = ("use_wandb=false", "device=cpu", "figures=false", *overrides)
+    return build(composed(*given), given)

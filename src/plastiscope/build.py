@@ -106,10 +106,15 @@ def compose_plan(*overrides: str) -> Plan:
     Raises:
         ConfigError: as `build`.
     """
+    return build(compose_config(*overrides), overrides)
+
+
+def compose_config(*overrides: str) -> DictConfig:
+    """The config of `plastiscope <overrides>`, as composed, not checked."""
     from hydra import compose, initialize_config_module
 
     with initialize_config_module("plastiscope.configs", version_base="1.3"):
-        return build(compose("config", list(overrides)), overrides)
+        return compose("config", list(overrides))
 
 
 def with_analyses(stored: DictConfig, overrides: list[str]) -> DictConfig:
@@ -122,10 +127,7 @@ def with_analyses(stored: DictConfig, overrides: list[str]) -> DictConfig:
     Raises:
         ConfigError: a setting that only a training may have.
     """
-    from hydra import compose, initialize_config_module
-
-    with initialize_config_module("plastiscope.configs", version_base="1.3"):
-        composed = compose("config", ["~experiment", *overrides])  # its settings are of another run
+    composed = compose_config("~experiment", *overrides)  # its settings are of another run
     chosen = selected(plain(composed))
     keys = [_key(override) for override in overrides]
     for key in keys:
