@@ -301,12 +301,14 @@ def test_reset_networks_are_told_apart_by_the_plan(tmp_path):
         ("lla.when=sometimes", "lla.when"),
         ("lla.mode_connectivity.endpoints=run", "run=<folder> go together"),
         ("lla.params=[nothing]", "chooses no parameter"),
+        ("lla.budget.abort_if_estimated_hours_over=1e-9", "this look would take about"),
     ],
 )
 def test_mistakes(tmp_path, wrong, text):
     with pytest.raises(ConfigError) as told:
         run(plan(wrong, "num_tasks=1", "epochs=1"), tmp_path / "run")
     assert text in str(told.value)
+    assert not list(tmp_path.rglob("metrics.jsonl")) or not read_rows(tmp_path / "run" / "metrics.jsonl")
 
 
 def test_fields_are_the_settings_and_when_and_every():

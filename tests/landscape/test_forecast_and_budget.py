@@ -10,7 +10,7 @@ from landscape.look_cases import looked, stored
 from measure.landscape.landscape_cases import fixture_f
 from plastiscope.error import ConfigError
 from plastiscope.landscape import look as look_module
-from plastiscope.landscape.forecast import Scene, fitted, forecast, refuse_too_long
+from plastiscope.landscape.forecast import Scene, fitted, forecast, refuse_too_long, with_steps
 from plastiscope.landscape.look import Landscape, SavedPoint, opened
 from plastiscope.landscape.routes import Routes, choose_routes
 from plastiscope.landscape.settings import (
@@ -112,6 +112,23 @@ def test_what_saves_nothing_is_not_cut():
     assert [line["key"] for line in fitted(settings, ROUTES, SCENE)[1]] == [
         *("planes.grid_resolution", "evaluation_data.num_samples"),
     ]
+
+
+def test_memory_shortens_the_density():
+    assert with_steps(SMOKE, 10, SCENE) == (SMOKE, [])
+    assert with_steps(SMOKE, 5, replace(SCENE, dimension=4)) == (SMOKE, [])
+    settings, cuts = with_steps(SMOKE, 7, SCENE)
+    assert settings.spectrum.esd.lanczos_steps == 7
+    assert cuts == [{"key": "spectrum.esd.lanczos_steps", "from": 10, "to": 7, "reason": "memory"}]
+    assert with_steps(replace(SMOKE, enable_spectrum=False), 0, SCENE)[1] == []
+
+
+def test_a_look_short_of_memory_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(look_module, "vectors_that_fit", lambda operator, memory: 3)
+    looked(small(tmp_path))
+    summary = read_json(tmp_path / "summary.json")
+    assert any("memory holds 3 Lanczos vectors" in text for text in summary["warnings"])
+    assert stored(tmp_path, "spectrum/density")[1]["lanczos_steps"] == [3, 3]
 
 
 def test_too_long_a_look_is_refused():

@@ -24,6 +24,7 @@ from plastiscope.landscape.look import Landscape, SavedPoint, State, opened
 from plastiscope.landscape.routes import Routes
 from plastiscope.landscape.settings import Endpoints, LandscapeSettings, filled
 from plastiscope.landscape.study import everything
+from plastiscope.measure.landscape.space import choose
 from plastiscope.run.snapshots import Snapshots
 from plastiscope.run.storage import write_by
 from plastiscope.task_shift_mode.task import NewHead
@@ -55,10 +56,22 @@ class Lla(LandscapeSettings, Analysis):
         Analysis.__post_init__(self)
         self._routes: Routes | None = None
 
+    def on_run_begin(self, context: Context) -> None:
+        """What would fail at the first look fails before anything is trained."""
+        if self.enables_something:
+            choose(context.net, self.params)
+            self._weight_decay(context)
+
     def on_task_begin(self, context: Context) -> Numbers:
-        """Scratch of earlier tasks goes; the first point of the path; the look before training."""
+        """Scratch of earlier tasks goes; the first point of the path; the look before training.
+
+        As a run begins, routes are chosen and the cost of its looks is forecast (and refused, if the budget says so).
+        """
         _clear(context, context.task_idx)
         self._keep_point(context, 0)
+        if self._routes is None and self.enables_something and not context.processes.is_ahead:
+            with opened(self._landscape(context, When.post)) as look:
+                self._routes = look.routes
         return self._look(context, When.pre) if self.when is not When.post else {}
 
     def on_epoch_end(self, context: Context) -> None:
@@ -85,13 +98,12 @@ class Lla(LandscapeSettings, Analysis):
         """The numbers of one look, with their published prefix."""
         if not self.enables_something or not self.is_due(context.task_idx + 1):
             return {}
-        phase = f"{when.value}_training"
-        with opened(self._landscape(context, when, context.folder(self.name) / phase)) as look:
+        with opened(self._landscape(context, when)) as look:
             numbers = everything(look)
             self._routes = look.routes
-        return {f"{phase}/{key}": value for key, value in numbers.items()}
+        return {f"{_phase(when)}/{key}": value for key, value in numbers.items()}
 
-    def _landscape(self, context: Context, when: When, folder: Path) -> Landscape:
+    def _landscape(self, context: Context, when: When) -> Landscape:
         """Network, loss and data of the task, as they are now."""
         settings = filled(LandscapeSettings(**{f.name: getattr(self, f.name) for f in fields(LandscapeSettings)}))
         data, connectivity = settings.evaluation_data, settings.mode_connectivity
@@ -111,10 +123,10 @@ class Lla(LandscapeSettings, Analysis):
             ids=found.ids,
             loss=found.loss,
             active_outputs=found.active_outputs,
-            folder=folder,
+            folder=context.folder(self.name) / _phase(when),
             settings=settings,
             seed=context.seed,
-            weight_decay=_weight_decay(context.optimizer) if settings.loss.include_weight_decay else 0.0,
+            weight_decay=self._weight_decay(context),
             path=self._path(context) if when is When.post and self._wants_path else (),
             start=start,
             without_start=why_none,
@@ -126,6 +138,15 @@ class Lla(LandscapeSettings, Analysis):
             tells=self._routes is None,
             about=_about(context, found, data.split.value),
         )
+
+    def _weight_decay(self, context: Context) -> float:
+        """The learner's, if it is to count."""
+        found = {float(group.get("weight_decay", 0.0)) for group in context.optimizer.param_groups}
+        if self.loss.include_weight_decay and len(found) > 1:
+            raise ConfigError(
+                f"{self.name}.loss.include_weight_decay=true: the learner has several weight decays, {sorted(found)}"
+            )
+        return found.pop() if self.loss.include_weight_decay else 0.0
 
     @property
     def _wants_path(self) -> bool:
@@ -183,11 +204,9 @@ def _keeps_outputs(context: Context) -> bool:
     return not context.learner_resets_head and context.current_task.new_head is NewHead.keep
 
 
-def _weight_decay(optimizer: torch.optim.Optimizer) -> float:
-    found = {float(group.get("weight_decay", 0.0)) for group in optimizer.param_groups}
-    if len(found) > 1:
-        raise ConfigError(f"loss.include_weight_decay=true: there are several weight decays, {sorted(found)}")
-    return found.pop()
+def _phase(when: When) -> str:
+    """Folder of a look, and prefix of its numbers."""
+    return f"{when.value}_training"
 
 
 def _about(context: Context, found: FrozenSet, split: str) -> dict[str, Any]:

@@ -141,6 +141,22 @@ def fitted(settings: LandscapeSettings, routes: Routes, scene: Scene) -> tuple[L
     return settings, cuts
 
 
+def with_steps(
+    settings: LandscapeSettings, vectors: int, scene: Scene
+) -> tuple[LandscapeSettings, list[dict[str, Any]]]:
+    """The settings with no more Lanczos steps of the density than `vectors` that memory holds, and what was cut.
+
+    A density cannot be restarted as a search for eigenpairs can, and a run that has trained for days must not end for
+    lack of memory in a look.
+    """
+    key = "spectrum.esd.lanczos_steps"
+    asked = value_at(settings, key)
+    if not settings.enable_spectrum or min(asked, scene.dimension) <= vectors:
+        return settings, []
+    most = max(vectors, 1)
+    return with_value(settings, key, most), [{"key": key, "from": asked, "to": most, "reason": "memory"}]
+
+
 def refuse_too_long(settings: LandscapeSettings, expected: Forecast) -> None:
     """Stop before a look that would take longer than `budget.abort_if_estimated_hours_over`.
 

@@ -23,12 +23,14 @@ from plastiscope.landscape.forecast import (
     planned_pairs,
     planned_probes,
     refuse_too_long,
+    with_steps,
 )
 from plastiscope.landscape.routes import Routes, choose_routes
 from plastiscope.landscape.settings import LandscapeSettings, described, filled
 from plastiscope.landscape.work import Work
 from plastiscope.measure.landscape.eigenpairs import Eigenpairs
 from plastiscope.measure.landscape.frozen import FrozenLoss, PerSampleLoss
+from plastiscope.measure.landscape.krylov import vectors_that_fit
 from plastiscope.measure.landscape.operator import Backend, HessianOperator, NonFiniteProduct, self_check
 from plastiscope.measure.landscape.preserved import landscape_of, preserved
 from plastiscope.measure.loss import Loss
@@ -226,7 +228,7 @@ def opened(landscape: Landscape) -> Iterator[Look]:
 
 
 def _identity(landscape: Landscape, settings: LandscapeSettings, frozen: FrozenLoss) -> dict[str, Any]:
-    """All that the results depend on."""
+    """All that the results depend on, but for the routes, which are themselves a part."""
     return {
         "weights": digest(landscape.net.state_dict()),
         "data": frozen.fingerprint,
@@ -234,7 +236,6 @@ def _identity(landscape: Landscape, settings: LandscapeSettings, frozen: FrozenL
         "weight_decay": frozen.weight_decay,
         "settings": described(settings),
         "seed": landscape.seed,
-        "routes": None if landscape.routes is None else landscape.routes.facts,
     }
 
 
@@ -251,12 +252,15 @@ def _prepared(landscape: Landscape, settings: LandscapeSettings, frozen: FrozenL
     planned = planned_pairs(settings, scene.dimension) + planned_probes(settings, scene)
 
     def choose() -> dict[str, Any]:
-        if landscape.routes is not None:
-            return landscape.routes.facts
-        return choose_routes(frozen, settings, planned, may_time=not landscape.processes.is_ahead).facts
+        known = landscape.routes
+        routes = known or choose_routes(frozen, settings, planned, may_time=not landscape.processes.is_ahead)
+        return {"routes": routes.facts, "vectors": vectors_that_fit(HessianOperator(frozen), None)}
 
-    routes = Routes.restored(work.facts("routes", choose))
+    chosen = work.facts("routes", choose)
+    routes = Routes.restored(chosen["routes"])
     settings, cuts = fitted(settings, routes, scene)
+    settings, too_many = with_steps(settings, chosen["vectors"], scene)
+    cuts += too_many
     expected = forecast(settings, routes, scene)
     refuse_too_long(settings, expected)
     if landscape.tells:
@@ -275,6 +279,8 @@ def _prepared(landscape: Landscape, settings: LandscapeSettings, frozen: FrozenL
             f"{frozen.coupling_modules[0]} is a batch normalisation without running statistics, so the loss of a "
             f"sample depends on its micro-batch: {routes.product_batch} samples, which is not tuned"
         )
+    if too_many:
+        look.warn(f"memory holds {chosen['vectors']} Lanczos vectors, so the runs of the density are that short")
     if cuts and settings.budget.max_seconds and expected.seconds > settings.budget.max_seconds:
         look.warn("the budget is exceeded all the same: everything that may be cut is as small as it may be")
     return look
