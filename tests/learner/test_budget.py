@@ -51,6 +51,7 @@ def test_all_units_count_once_one_is_eligible_and_no_more_are_replaced_than_are(
     counts = eligible_ages(due, 10, 3)
     assert due[:5] == [0, 0, 0, 2, 3]
     assert all(number <= count for number, count in zip(due, counts, strict=True))
+    assert walk(Budget(10, 0.75, 3, Count.all, None), 6) == [0, 0, 0, 7, 3, 0]
     assert walk(Budget(10, 1.0, 3, Count.all, None), 9) == [0, 0, 0, 10, 0, 0, 0, 10, 0]
 
 

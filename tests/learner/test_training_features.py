@@ -76,22 +76,32 @@ def test_they_are_what_a_capture_sees(name):
 
 
 @pytest.mark.parametrize("name", ["mlp", "resnet18", "functional"])
-def test_only_forwards_that_are_listened_to_count(name):
+def test_only_forwards_that_are_listened_to_count_and_of_several_the_last(name):
     net, layers, x = prepared(name)
     kept = TrainingFeatures(net, layers)
     with kept.listen(True):
         net(x)
     expected = [feature.clone() for feature in kept.take()]
     with kept.listen(True):
+        net(x + 4.0)
         net(x)
     net(x + 1.0)
     with kept.listen(False):
         net(x + 2.0)
-    copied = copy.deepcopy(net)
-    with kept.listen(True):
-        net(x)
-        copied(x + 3.0)
     torch.testing.assert_close(kept.take(), expected)
+
+
+@pytest.mark.parametrize("name", ["mlp", "resnet18", "functional"])
+def test_other_forwards_leave_nothing(name):
+    net, layers, x = prepared(name)
+    kept = TrainingFeatures(net, layers)
+    net(x)
+    with kept.listen(False):
+        net(x)
+    if name != "functional":
+        copied = copy.deepcopy(net)
+        with kept.listen(True):
+            copied(x)
     with pytest.raises(ConfigError, match="did not run in the forward"):
         kept.take()
 
