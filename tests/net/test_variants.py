@@ -229,6 +229,7 @@ def test_slopes_of_prelu_take_no_weight_decay(optimizer):
 
     learner, plain = trained(0.5), trained(0.0)
     slopes = undecayed(learner.net)
+    assert all(bool((slope == 0.25).all()) for slope in slopes)
     for decayed, same in zip(learner.parameters, plain.parameters, strict=True):
         assert torch.equal(decayed, same) is (decayed in slopes)
     learner.begin_epoch(0)
