@@ -18,6 +18,7 @@ GROUPS = ("data", "net", "learner", "task_shift_mode", "analysis")
 COMPONENTS = [path for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml")) if path.stem != "foreign"]
 EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
 TINY = ("num_tasks=2", "epochs=1", "batch_size=20", "threads=1", "representation.samples=20")
+USUAL = "analysis=[representation,continual]"
 
 
 def name_of(path: Path) -> str:
@@ -87,15 +88,15 @@ def images(tmp_path) -> str:
 
 @pytest.mark.parametrize("net", sorted(path.stem for path in (CONFIGS / "net").glob("*.yaml")))
 def test_every_net_trains(net, images, tmp_path):
-    overrides = [*TINY, f"net={net}", "data=arrays", f"data.file={images}", "data.normalisation=auto", *NETS[net]]
-    run(make_plan(*overrides), tmp_path / "run")
+    data = ("data=arrays", f"data.file={images}", "data.normalisation=auto")
+    run(make_plan(*TINY, USUAL, f"net={net}", *data, *NETS[net]), tmp_path / "run")
     assert read_status(tmp_path / "run")["state"] == "done"
 
 
 @pytest.mark.parametrize("shift", sorted(path.stem for path in (CONFIGS / "task_shift_mode").glob("*.yaml")))
 def test_every_task_shift_trains(shift, tmp_path):
     few = ("data.samples_per_class=10", "data.test_samples_per_class=5")
-    run(make_plan(*TINY, f"task_shift_mode={shift}", *few, "figures=true"), tmp_path / "run")
+    run(make_plan(*TINY, USUAL, f"task_shift_mode={shift}", *few, "figures=true"), tmp_path / "run")
     assert (tmp_path / "run" / "figures" / "accuracy_per_task.png").exists()
     assert read_status(tmp_path / "run")["state"] == "done"
 

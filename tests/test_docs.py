@@ -131,8 +131,9 @@ def test_pages_have_commands():
 def test_examples_of_extending_run(command, in_project, tmp_path, monkeypatch):
     if not Path("images.npz").exists():
         exec(compile(Path("make_images.py").read_text(), "make_images.py", "exec"), {})
+    given = [] if any(a.startswith("analysis=") for a in command.arguments) else ["analysis=[representation,continual]"]
     few = [] if "data=tumours" in command.arguments else ["data.samples_per_class=10", "data.test_samples_per_class=5"]
-    call(monkeypatch, *command.arguments, *TINY, *few, "batch_size=20", f"hydra.run.dir={tmp_path}")
+    call(monkeypatch, *command.arguments, *TINY, *given, *few, "batch_size=20", f"hydra.run.dir={tmp_path}")
     assert read_status(tmp_path)["state"] == "done"
     assert (tmp_path / "metrics.jsonl").stat().st_size > 0
     if any("el2n" in argument for argument in command.arguments):
@@ -244,7 +245,7 @@ def test_reading_a_run_as_overview_says(tmp_path, monkeypatch):
     blocks = BLOCK.findall((ROOT / "docs" / "overview.md").read_text())
     (block,) = [body for _, language, body in blocks if language == "python"]
     monkeypatch.chdir(tmp_path)
-    call(monkeypatch, *TINY, "num_tasks=2", "hydra.run.dir=my_run")
+    call(monkeypatch, *TINY, "analysis=[representation]", "num_tasks=2", "hydra.run.dir=my_run")
     exec(compile(block, "overview.md", "exec"), {})
 
 

@@ -34,6 +34,7 @@ def test_wheel_runs_in_a_fresh_environment(tmp_path):
     found = subprocess.run(where, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert str(packages) in found
     command = [fresh / "bin" / "plastiscope", "num_tasks=1", "epochs=1", "use_wandb=false", "hydra.run.dir=run"]
+    command += ["lla.profile=smoke", "lla.planes.grid_resolution=3"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "metrics.jsonl").exists()

@@ -15,7 +15,10 @@ from plastiscope.figure.representation import quantities_over_epochs
 from plastiscope.figure.run import draw_run
 
 NAN = float("nan")
-TINY = ("num_tasks=3", "epochs=2", "threads=1", "data.samples_per_class=12", "representation.samples=20")
+TINY = (
+    *("num_tasks=3", "epochs=2", "threads=1", "data.samples_per_class=12"),
+    *("analysis=[representation,continual]", "representation.samples=20"),
+)
 ALL = ["accuracy_per_task.png", "accuracy_matrix.png", "representation.png"]
 
 

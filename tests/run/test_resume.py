@@ -20,7 +20,10 @@ from plastiscope.learner.learner import Learner
 from plastiscope.run.status import read_status
 
 NOT_EQUAL = {"run.json", "status.json", "timings.jsonl", "summary.json", ".lock", "a.json", "b.json", "a.pt", "b.pt"}
-SMALL = ("num_tasks=3", "epochs=3", "threads=1", "learner.lr=0.01", "net.dropout=0.2", "selection=last")
+SMALL = (
+    *("num_tasks=3", "epochs=3", "threads=1", "learner.lr=0.01", "net.dropout=0.2", "selection=last"),
+    "analysis=[representation,continual]",
+)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
