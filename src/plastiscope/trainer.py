@@ -193,7 +193,7 @@ class Trainer(Loop):
         self._checkpoint()
 
     def _check_finite(self) -> None:
-        """Stop before anything is saved if a loss, a weight or the learner's own is not finite; names the first step."""
+        """Stop before anything is saved if a loss, a weight or what the learner keeps is not finite."""
         at, record = self.position, self.record
         if record is None:
             return
