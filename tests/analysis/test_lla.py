@@ -20,6 +20,8 @@ from plastiscope.experiment import run
 from plastiscope.landscape import work
 from plastiscope.landscape.settings import (
     BackendChoice,
+    BatchNormPolicy,
+    BatchNormSettings,
     ConnectivitySettings,
     Endpoints,
     EvaluationSettings,
@@ -229,6 +231,20 @@ def test_no_other_end(tmp_path):
     point, why = elsewhere._start(context)
     assert why == ""
     assert point.load().keys() == other.net.state_dict().keys()
+
+
+def test_statistics_of_planes_are_of_the_training_set_with_curves_or_without(tmp_path):
+    """Estimated anew from samples of the training, of which the frozen set holds a part."""
+    drawn = []
+    for connected in (False, True):
+        anew = BatchNormSettings(policy=BatchNormPolicy.recompute)
+        options = {"bn": anew, "evaluation_data": EvaluationSettings(num_samples=10), "enable_spectrum": False}
+        analysis = small(enable_mode_connectivity=connected, **options)
+        folder = tmp_path / str(connected)
+        look(folder, analysis, "net.norm=batch")
+        with np.load(next(folder.rglob("planes/random_0.npz"))) as stored:
+            drawn.append(stored["losses"])
+    assert np.array_equal(*drawn)
 
 
 def test_regression(tmp_path):

@@ -22,7 +22,7 @@ from plastiscope.error import ConfigError
 from plastiscope.event import Context, Numbers
 from plastiscope.landscape.look import Landscape, SavedPoint, State, opened
 from plastiscope.landscape.routes import Routes
-from plastiscope.landscape.settings import Endpoints, LandscapeSettings, filled
+from plastiscope.landscape.settings import BatchNormPolicy, Endpoints, LandscapeSettings, filled
 from plastiscope.landscape.study import everything
 from plastiscope.measure.landscape.space import choose
 from plastiscope.run.snapshots import Snapshots
@@ -114,6 +114,7 @@ class Lla(LandscapeSettings, Analysis):
 
         found = draw(data.num_samples, data.split.value)
         is_connected = settings.enable_mode_connectivity
+        wants_statistics = is_connected or settings.bn.policy is BatchNormPolicy.recompute
         start, why_none = self._start(context) if is_connected else (None, "")
         test = draw(data.num_samples, "test") if is_connected else None
         return Landscape(
@@ -131,7 +132,7 @@ class Lla(LandscapeSettings, Analysis):
             start=start,
             without_start=why_none,
             test=None if test is None else (test.inputs, test.targets),
-            training_inputs=draw(connectivity.bn_samples, "train").inputs if is_connected else None,
+            training_inputs=draw(connectivity.bn_samples, "train").inputs if wants_statistics else None,
             training_batch=context.batch_size,
             processes=context.processes,
             routes=self._routes,

@@ -68,7 +68,8 @@ class Landscape:
         start: the other end of the curves of mode connectivity.
         without_start: why there is none, for the record.
         test: inputs and targets of samples that were not trained on, for the curves.
-        training_inputs: for running statistics along the curves; None = the frozen set.
+        training_inputs: for running statistics along the curves and, by `bn.policy=recompute`, in planes; None = the
+            frozen set.
         training_batch: samples in a batch of the training, for the same.
         processes: who shares the work.
         ids: of the samples, for the record.
