@@ -192,6 +192,12 @@ def test_mistakes_do_not_load_torch():
     assert done.stdout.strip().splitlines()[-1] == "False"
 
 
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "plastiscope.app", "lerner.lr=1"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "lerner.lr: there is no such setting" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_run_that_failed_before_it_began_can_be_started_again(plastiscope, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()

@@ -188,3 +188,7 @@ def _dotted(node: dict[Any, Any], prefix: str) -> list[str]:
     for key, value in node.items():
         keys += _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
     return [key for key in keys if "_target_" not in key]
+
+
+if __name__ == "__main__":
+    main()
