@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plastiscope.error import ConfigError
 from plastiscope.landscape import eigenvectors
 from plastiscope.landscape.forecast import (
     Forecast,
@@ -29,7 +30,7 @@ from plastiscope.landscape.routes import Routes, choose_routes
 from plastiscope.landscape.settings import LandscapeSettings, described, filled
 from plastiscope.landscape.work import Work
 from plastiscope.measure.landscape.eigenpairs import Eigenpairs
-from plastiscope.measure.landscape.frozen import FrozenLoss, PerSampleLoss
+from plastiscope.measure.landscape.frozen import FrozenLoss, PerSampleLoss, rows
 from plastiscope.measure.landscape.krylov import vectors_that_fit
 from plastiscope.measure.landscape.operator import Backend, HessianOperator, NonFiniteProduct, self_check
 from plastiscope.measure.landscape.preserved import landscape_of, preserved
@@ -207,11 +208,12 @@ def opened(landscape: Landscape) -> Iterator[Look]:
     """A look; inside, the network is in evaluation mode, afterwards everything is as before.
 
     Raises:
-        ConfigError: the forecast is above what the budget allows.
+        ConfigError: the forecast is above what the budget allows, or network, loss and data do not fit together.
     """
     settings = filled(landscape.settings)
     dtype = getattr(torch, settings.dtype)
     net = landscape.net if _is_of(landscape.net, dtype) else copy.deepcopy(landscape.net).to(dtype)
+    _refuse_single(net, _as(landscape.inputs, dtype), settings)
     with landscape_of(
         net,
         _as(landscape.inputs, dtype),
@@ -262,6 +264,7 @@ def _prepared(landscape: Landscape, settings: LandscapeSettings, frozen: FrozenL
     settings, cuts = fitted(settings, routes, scene)
     settings, too_many = with_steps(settings, chosen["vectors"], scene)
     cuts += too_many
+    _refuse_single(frozen.net, frozen.inputs, settings)
     expected = forecast(settings, routes, scene)
     refuse_too_long(settings, expected)
     if landscape.tells:
@@ -294,6 +297,28 @@ def _some(frozen: FrozenLoss, settings: LandscapeSettings) -> FrozenLoss:
         return frozen
     chosen = taken(n, asked).to(frozen.inputs.device)
     return replace(frozen, inputs=frozen.inputs[chosen], targets=frozen.targets[chosen])
+
+
+def _refuse_single(net: nn.Module, inputs: Tensor, settings: LandscapeSettings) -> None:
+    """A batch normalisation without running statistics knows no variance of a last batch of a single sample.
+
+    Raises:
+        ConfigError: there is such a batch, and the network fails on it.
+    """
+    data, n = settings.evaluation_data, len(inputs)
+    asked = n if data.num_samples is None else min(n, data.num_samples)
+    if not asked or all(min(data.eval_batch_size, k) > 1 and k % data.eval_batch_size != 1 for k in (n, asked)):
+        return
+    try:
+        with preserved(net), torch.no_grad():
+            net(inputs[:1])
+    except ValueError as error:
+        fits = [size for size in range(2, n + 1) if n % size != 1 and asked % size != 1]
+        near = min(fits, key=lambda size: abs(size - data.eval_batch_size), default=None)
+        way = "take two samples or more" if near is None else f"set evaluation_data.eval_batch_size={near}"
+        raise ConfigError(
+            f"{asked} samples leave a batch of a single one, on which the network fails ({error}): {way}"
+        ) from None
 
 
 def taken(n: int, asked: int) -> Tensor:
@@ -346,4 +371,4 @@ def _outputs(net: nn.Module, landscape: Landscape, dtype: torch.dtype) -> int:
     if landscape.active_outputs is not None:
         return landscape.active_outputs
     with preserved(net), torch.no_grad():
-        return net(_as(landscape.inputs[:2], dtype)).shape[1]
+        return rows(net(_as(landscape.inputs[:2], dtype))).shape[1]

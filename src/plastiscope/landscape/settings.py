@@ -84,6 +84,7 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _options(self)
         _positive(self, "num_samples", "eval_batch_size")
         require(self.fixed_eval_seed >= 0, "fixed_eval_seed", self.fixed_eval_seed, "must be 0 or more")
 
@@ -101,6 +102,10 @@ class BatchNormSettings:
     """Batch normalisations in planes."""
 
     policy: BatchNormPolicy = BatchNormPolicy.stored
+
+    def __post_init__(self) -> None:
+        """Check the option."""
+        _options(self)
 
 
 @dataclass(kw_only=True)
@@ -137,6 +142,7 @@ class PlaneSettings:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _options(self)
         _positive(self, "num_random", "max_checkpoints")
         n = self.grid_resolution
         require(n is None or (n >= 3 and n % 2 == 1), "grid_resolution", n, "must be odd and 3 or more")
@@ -196,6 +202,7 @@ class SpectrumSettings:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _options(self)
         _positive(self, "top_k", "tol", "power_iters", "hutchinson_probes")
         require(self.bottom_k >= 0, "bottom_k", self.bottom_k, "must be 0 or more")
         if self.power_iters is not None and self.engine is Engine.native and not self.cross_check:
@@ -234,6 +241,7 @@ class ConnectivitySettings:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _options(self)
         n = self.curve_points
         require(n is None or (n >= 3 and n % 2 == 1), "curve_points", n, "must be odd and 3 or more")
         _positive(self, "opt_steps", "lr", "bn_samples")
@@ -281,6 +289,7 @@ class LandscapeSettings:
 
     def __post_init__(self) -> None:
         """Check what is no range of a block."""
+        _options(self)
         require(self.dtype in ("float32", "float64"), "dtype", self.dtype, "must be float32 or float64")
 
     @property
@@ -367,6 +376,16 @@ def described(settings: Any) -> dict[str, Any]:
         nested = is_dataclass(value) and not isinstance(value, type)
         found[part.name] = described(value) if nested else value.value if isinstance(value, Enum) else value
     return found
+
+
+def _options(settings: Any) -> None:
+    """Take options by their names too, as in a config."""
+    for part in fields(settings):
+        value, kind = getattr(settings, part.name), type(part.default)
+        if issubclass(kind, Enum) and not isinstance(value, kind):
+            known = [option.value for option in kind]
+            require(value in known, part.name, value, f"must be one of {', '.join(known)}")
+            setattr(settings, part.name, kind(value))
 
 
 def _positive(settings: Any, *names: str) -> None:

@@ -156,13 +156,23 @@ class FrozenLoss:
             found = self.net(inputs)
         else:
             found = torch.func.functional_call(self.net, dict(parameters), (inputs,))
-        return found[:, : self.active_outputs]
+        return rows(found)[:, : self.active_outputs]
 
     def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Loss of each sample [b] from active outputs."""
+        """Loss of each sample [b] from active outputs.
+
+        Raises:
+            ConfigError: a loss of one's own gives something else.
+        """
         if isinstance(self.loss, Loss):
             return per_sample_loss(self.loss, outputs, targets)
-        return self.loss(outputs, targets)
+        found = self.loss(outputs, targets)
+        if not isinstance(found, Tensor) or found.shape != (len(outputs),):
+            raise ConfigError(
+                f"the loss must give one number for each sample, [{len(outputs)}], and gives {_shape(found)}: "
+                'use reduction="none", and targets in the shape of the outputs where they are subtracted'
+            )
+        return found
 
     def sum_of(self, inputs: Tensor, targets: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
         """Summed loss of one batch, differentiable; at `parameters` by name instead of the live ones."""
@@ -255,6 +265,24 @@ class FrozenLoss:
                 total = self.sum_of(x, y)
                 depends = total.requires_grad
                 yield torch.autograd.grad(total, parameters, allow_unused=True) if depends else [None] * len(parameters)
+
+
+def rows(outputs: Tensor) -> Tensor:
+    """The outputs of a network, if they are [b, k].
+
+    Raises:
+        ConfigError: they are not.
+    """
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+        raise ConfigError(
+            f"the network must give outputs [b, k], k for each of b samples, and gives {_shape(outputs)}: wrap it in "
+            "one that does, a single output as [b, 1]"
+        )
+    return outputs
+
+
+def _shape(found: object) -> str:
+    return str(list(found.shape)) if isinstance(found, Tensor) else f"a {type(found).__name__}"
 
 
 @contextmanager

@@ -140,10 +140,14 @@ def _sizes(frozen: FrozenLoss, micro_batches: Sequence[int]) -> list[int]:
 
 
 class _Candidate:
-    """One route with one size, over the first samples: a `PART`, and one micro-batch at least; one only if traced."""
+    """One route with one size, over the first samples: a `PART`, and one micro-batch at least.
+
+    One only where a forward is traced, or where samples of a batch depend on each other.
+    """
 
     def __init__(self, frozen: FrozenLoss, kind: type[FrozenOperator], backend: Backend, size: int) -> None:
-        n = min(size if backend is Backend.linearised else max(size, PART), len(frozen))
+        alone = backend is Backend.linearised or frozen.coupling_modules
+        n = min(size if alone else max(size, PART), len(frozen))
         part = replace(
             frozen.alone(),
             inputs=frozen.inputs[:n],
