@@ -91,7 +91,7 @@ def keys(settings: Any, prefix: str = "") -> list[str]:
 
 def base(on: tuple[str, ...]) -> LandscapeSettings:
     settings = LandscapeSettings(profile=Profile.smoke, dtype="float64")
-    for key in (SPECTRUM, PLANES, SAM, MODE, "spectrum.cross_check"):
+    for key in (MODE, SAM, SPECTRUM, PLANES, "spectrum.cross_check"):
         settings = with_value(settings, key, key in on)
     small = {"planes.grid_resolution": 3, "mode_connectivity.curve_points": 3, "mode_connectivity.opt_steps": 2}
     for key, value in {**small, "spectrum.backend": BackendChoice.rebuilt}.items():

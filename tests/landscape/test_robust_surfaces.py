@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from landscape.look_cases import DOUBLE, bowl, looked, of_weights, settings_of, stored
+from plastiscope.error import ConfigError
 from plastiscope.landscape.settings import RobustSettings
 from plastiscope.measure.landscape.direction import random_direction
 from plastiscope.measure.landscape.space import choose
@@ -88,10 +89,12 @@ def test_a_radius_of_zero_and_a_stationary_point(tmp_path):
 
 
 def test_without_planes_there_is_none(tmp_path):
-    landscape, *_ = bowl(tmp_path, settings=settings_of(None, enable_sam=True))
-    assert looked(landscape) == {}
+    landscape, *_ = bowl(tmp_path, settings=settings_of(None, enable_sam=True, enable_spectrum=True))
+    assert not [key for key in looked(landscape) if key.startswith("sam")]
     assert "enable_planes" in read_json(tmp_path / "summary.json")["absent"]["sam"]
     assert not (tmp_path / "sam").exists()
+    with pytest.raises(ConfigError, match="enable_sam=true: works on planes; set enable_planes=true too, or"):
+        settings_of(None, enable_sam=True)  # alone it would do nothing
 
 
 def test_what_is_not_finite_leaves_the_finite_cells(tmp_path):

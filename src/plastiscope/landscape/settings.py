@@ -291,6 +291,8 @@ class LandscapeSettings:
         """Check what is no range of a block."""
         _options(self)
         require(self.dtype in ("float32", "float64"), "dtype", self.dtype, "must be float32 or float64")
+        if self.enable_sam and not (self.enable_planes or self.enable_spectrum or self.enable_mode_connectivity):
+            raise ConfigError("enable_sam=true: works on planes; set enable_planes=true too, or enable_sam=false")
 
     @property
     def enables_something(self) -> bool:
