@@ -65,6 +65,19 @@ def test_bezier_in_closed_form() -> None:
     )
 
 
+def test_steps_of_the_bend_by_hand() -> None:
+    """A bowl .5 k theta^2 in one dimension: the gradient of M is k t(1-t) (theta(t) + theta(1-t)); the rate falls."""
+    k, (start, end, bend) = 3.0, vectors([2], [-1], [0.5])
+    frozen = loss_of_weights(lambda theta: 0.5 * k * theta.square().sum(), start)
+    m, velocity, steps, lr = 0.5, 0.0, 3, 0.4
+    for t, rate in zip(keyed_uniform(5, "curve", torch.arange(steps)).tolist(), (lr, lr * 2 / 3, lr / 3), strict=True):
+        both = sum((1 - s) ** 2 * 2.0 + 2 * s * (1 - s) * m + s**2 * -1.0 for s in (t, 1 - t))
+        velocity = 0.9 * velocity + t * (1 - t) * k * both
+        m -= rate * velocity
+    trained = train_bend(frozen, Curve(start, end, bend), steps=steps, lr=lr, seed=5)
+    assert trained.item() == pytest.approx(m, rel=1e-12)
+
+
 def test_equal_ends() -> None:
     frozen = fixture_f()
     weights = frozen.space.values(frozen.net)
