@@ -58,6 +58,21 @@ def texts(figure):
     return " ".join(text.get_text() for text in found)
 
 
+def test_cells_at_the_border_are_whole(pictures):
+    """Limits lie half a cell beyond the outermost centres; in a single weight both directions are one line."""
+    arrays, record = stored(pictures, "planes/random_0")
+    record |= {"drawn_orthonormal": False}
+    (axes, _) = plane(arrays, record).axes
+    half = (arrays["a"][1] - arrays["a"][0]) / 2
+    assert axes.get_xlim() == pytest.approx((arrays["a"][0] - half, arrays["a"][-1] + half))
+    assert axes.get_ylim() == pytest.approx((arrays["b"][0] - half, arrays["b"][-1] + half))
+    assert len([x for x in axes.get_xticks() if abs(x) <= axes.get_xlim()[1]]) <= 6
+    (axes, _) = plane(arrays, record | {"drawn_orthonormal": True, "cos": 1.0}).axes
+    assert axes.get_ylim() == (-0.5, 0.5)
+    (axes, _) = plane(arrays, record | {"kind": "hessian", "eigenvalues": [1.5625, -2]}).axes
+    assert axes.get_xlabel() == "along the eigenvector with eigenvalue 1.56"
+
+
 def test_true_losses_stand_beside_those_of_the_plane(pictures):
     arrays, record = stored(pictures, "planes/trajectory")
     shown = texts(plane(arrays, record))

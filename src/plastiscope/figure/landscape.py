@@ -236,8 +236,8 @@ def _map(
         lines = axes.contour(x, y, masked, levels=colours.levels, colors="white", linewidths=0.6)
         _name_contours(axes, lines)
     axes.figure.colorbar(mesh, ax=axes, label=colours.label(label), extend="max" if colours.above else "neither")
-    if x.size > 1:  # of one cell matplotlib's own range
-        axes.set(xlim=(x.min(), x.max()), ylim=(y.min(), y.max()))
+    axes.set(xlim=_reach(x), ylim=_reach(y))
+    axes.locator_params(nbins=5)  # numbers below a small map touch otherwise
     first, second = _labels(record)
     axes.set_xlabel(first)
     axes.set_ylabel(second)
@@ -245,6 +245,15 @@ def _map(
     missing = int((~np.isfinite(values)).sum())
     if missing:
         axes.text(0.01, 0.01, f"grey: {missing} cells not finite", transform=axes.transAxes, fontsize=7)
+
+
+def _reach(centres: Array) -> tuple[float, float]:
+    """Ends of an axis that show whole cells [n, m]: half a cell beyond the outermost centres.
+
+    Cells of no extent, as where all weights are one, get a range all the same.
+    """
+    half = sum(np.abs(np.diff(centres, axis=k)).max(initial=0.0) for k in range(centres.ndim)) / 2 or 0.5
+    return float(centres.min() - half), float(centres.max() + half)
 
 
 def _name_contours(axes: "Axes", lines: "QuadContourSet") -> None:
@@ -261,8 +270,8 @@ def _labels(record: Record) -> tuple[str, str]:
         two = two if record["second_axis"] == "PCA" else "a random direction"
         return f"{one} (weight distance)", f"{two} (weight distance)"
     if "eigenvalues" in record:
-        one, two = (f"eigenvector of {value:.3g}" for value in record["eigenvalues"])
-        return f"{one} (its lengths)", f"{two} (its lengths)"
+        one, two = (f"along the eigenvector with eigenvalue {value:.3g}" for value in record["eigenvalues"])
+        return one, two
     if record.get("drawn_orthonormal"):
         return "$d_1$ (units of $|d_1|$)", "$d_2$ orthogonal to $d_1$ (units of $|d_1|$)"
     return "$d_1$ (units of $|d_1|$)", "$d_2$ (units of $|d_2|$)"
