@@ -119,13 +119,17 @@ def test_continual_imagenet_data_and_tasks(imagenet):
 
 def test_continual_imagenet_network_and_optimiser(imagenet):
     config = imagenet.config
-    assert config["net"] == {
+    published = {
         "_target_": "plastiscope.net.convnet.ConvNet",
         "channels": [32, 64, 128],
         "kernel_sizes": [5, 3, 3],
         "widths": [128, 128],
         "activation": "relu",
+        "norm": "none",
+        "init": "default",
     }
+    assert pick(config["net"], *published) == published
+    assert config["net"]["layers"]["kind"] == "plain"
     net = make_net(imagenet, (3, 32, 32), 2)
     assert sum(p.numel() for p in net.parameters()) == 177_218
     published = {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 0.0, "milestones": []}
@@ -154,7 +158,7 @@ def test_permuted_mnist_data_and_tasks(mnist):
 
 def test_permuted_mnist_network_and_optimiser(mnist):
     config = mnist.config
-    assert config["net"] == {
+    published = {
         "_target_": "plastiscope.net.mlp.Mlp",
         "widths": [2000, 2000, 2000],
         "activation": "relu",
@@ -162,6 +166,8 @@ def test_permuted_mnist_network_and_optimiser(mnist):
         "dropout": 0.0,
         "init": "kaiming_uniform",
     }
+    assert pick(config["net"], *published) == published
+    assert config["net"]["layers"]["kind"] == "plain"
     net = make_net(mnist, (1, 28, 28), 10)
     assert sum(p.numel() for p in net.parameters()) == 9_594_010
     assert sum(p.numel() for p in net.parameters() if p.ndim == 2) == 9_588_000
