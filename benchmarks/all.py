@@ -8,7 +8,11 @@ from benchmarks import (
     checkpoint,
     csl_online,
     dormant,
+    hessian,
     input_curvature,
+    learner,
+    net,
+    plane,
     sample_gradient,
     startup,
     step,
@@ -18,7 +22,8 @@ from benchmarks import (
 def main() -> None:
     of_runs = (startup, step, channels_last, augmentation, checkpoint, allocator)
     of_samples = (csl_online, sample_gradient, input_curvature, dormant, aggregation)
-    for program in (*of_runs, *of_samples):
+    of_landscapes, of_learners = (hessian, plane), (learner, net)
+    for program in (*of_runs, *of_samples, *of_landscapes, *of_learners):
         program.main()
         print(flush=True)
 
