@@ -4,6 +4,7 @@ The unit description names parameters and columns; here they are bound to the te
 have leading axes (replicas that advance together): axes of a wire count from the right of the unstacked shape.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -253,20 +254,20 @@ class _Binder:
             yield Slices(f"{path}.{name}", tensor, 0, layer.width, block, lead=self.lead), FRESH_NORM[name]
 
 
-class Chosen:
+class Chosen(ABC):
     """The units of a set that are replaced, on the device; nothing here asks how many they are."""
 
+    @abstractmethod
     def take(self, view: Tensor) -> Tensor:
         """What a view [*lead, units, ...] holds for the candidates, [*lead, k, ...]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def put(self, view: Tensor, value: Tensor | float) -> None:
         """Write `value` [*lead, k, ...] into the chosen units of a view [*lead, units, ...]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def kept(self, value: Tensor) -> Tensor:
         """`value` [*lead, k, ...] of the candidates, 0 for those that are not chosen."""
-        raise NotImplementedError
 
     ids: Tensor
     """Candidates, int64 [*lead, k]."""
