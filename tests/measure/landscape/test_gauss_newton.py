@@ -94,7 +94,7 @@ def test_networks_of_the_package(backend: Backend, name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of its dependencies, and of forward mode
 def test_curvlinops_gives_the_same_matrix() -> None:
-    curvlinops = pytest.importorskip("curvlinops")
+    curvlinops = pytest.importorskip("curvlinops", reason="curvlinops is not installed: the extra test-oracles")
     frozen = fixture_f(micro_batch=60)
     data, parameters = list(frozen.batches()), list(frozen.net.parameters())
     oracle = curvlinops.GGNLinearOperator(frozen.net, nn.CrossEntropyLoss(), parameters, data)

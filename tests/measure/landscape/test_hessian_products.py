@@ -81,7 +81,7 @@ def test_linear_nets_in_closed_form(backend: Backend, make) -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of its dependencies, and of forward mode
 @pytest.mark.parametrize("micro_batch", [64, 60])
 def test_curvlinops_gives_the_same_matrix(micro_batch: int) -> None:
-    curvlinops = pytest.importorskip("curvlinops")
+    curvlinops = pytest.importorskip("curvlinops", reason="curvlinops is not installed: the extra test-oracles")
     frozen = fixture_f(micro_batch=micro_batch)
     data, parameters = list(frozen.batches()), list(frozen.net.parameters())
     oracle = curvlinops.HessianLinearOperator(frozen.net, nn.CrossEntropyLoss(), parameters, data)
