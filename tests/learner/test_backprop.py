@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from plastiscope.data.samples import ArraySource, Batch, Samples
 from plastiscope.error import ConfigError
 from plastiscope.learner.backprop import Backprop
-from plastiscope.learner.learner import Learner, Reset
+from plastiscope.learner.learner import Learner, Reset, clip_norm
 from plastiscope.measure.loss import Loss
 from plastiscope.net.describe import describe
 from plastiscope.net.mlp import Mlp, Norm
@@ -146,7 +146,7 @@ def test_a_step_shows_the_unclipped_gradient_then_the_new_weights_and_then_acts(
             net.theta.data.fill_(7.0)
 
     net, config = One(11.0), Backprop(lr=1.0, momentum=0.0, clip_norm=0.5)
-    learner = Acting(config, net, describe(initial_net(0), torch.zeros(2, 2)), initial_net)
+    learner = Acting(config, net, describe(initial_net(0), torch.zeros(2, 2)), initial_net, seed=0)
     learner.on_backward = lambda: seen.append(("backward", net.theta.item(), net.theta.grad.item()))
     learner.on_update = lambda: seen.append(("update", net.theta.item(), net.theta.grad.item()))
     learner.take_up(make_task(active=1, loss=Loss.mse))
@@ -245,3 +245,19 @@ def test_a_task_that_wants_a_zero_head_has_one_whatever_is_reset(reset):
     hidden = learner.net.get_parameter(learner.units.layers[0].incoming[0].parameter)
     fresh = initial_net(1).get_parameter(learner.units.layers[0].incoming[0].parameter)
     assert torch.equal(hidden, fresh) is (reset is Reset.network)
+
+
+def test_of_several_runs_each_is_clipped_by_its_own_norm():
+    gradients = torch.tensor([[3.0, 4.0], [0.3, 0.4]], dtype=torch.float64), torch.zeros(2, 3, dtype=torch.float64)
+    stacked = [nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+    for parameter, gradient in zip(stacked, gradients, strict=True):
+        parameter.grad = gradient.clone()
+    clip_norm(stacked, 1.0, lead=1)
+    for r in range(2):
+        alone = [nn.Parameter(torch.zeros_like(gradient[r])) for gradient in gradients]
+        for parameter, gradient in zip(alone, gradients, strict=True):
+            parameter.grad = gradient[r].clone()
+        nn.utils.clip_grad_norm_(alone, 1.0)
+        for parameter, one in zip(stacked, alone, strict=True):
+            torch.testing.assert_close(parameter.grad[r], one.grad, rtol=1e-12, atol=0)
+    assert stacked[0].grad[0].norm().item() == pytest.approx(1.0, rel=1e-5)

@@ -70,10 +70,10 @@ class ContinualBackprop(ReplacingConfig):
         )
 
     def make(
-        self, net: nn.Module, units: UnitDescription, initial_net: InitialNet, seed: int
+        self, net: nn.Module, units: UnitDescription, initial_net: InitialNet, seed: Seed, lead: int = 0
     ) -> "ContinualBackpropLearner":
         """The learner of `net`."""
-        return ContinualBackpropLearner(self, net, units, initial_net, seed)
+        return ContinualBackpropLearner(self, net, units, initial_net, seed, lead)
 
 
 class ContinualBackpropLearner(ReplacingLearner):

@@ -1,6 +1,6 @@
 """The learner: owner of the network and the optimiser; every update rule is one."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from plastiscope.data.samples import Batch
 from plastiscope.error import ConfigError, require
+from plastiscope.measure.keyed import Seed
 from plastiscope.measure.loss import per_sample_loss
 from plastiscope.net.activation import undecayed
 from plastiscope.net.svd import penalised
@@ -77,9 +78,19 @@ class LearnerConfig:
             self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "must be more than 0 or null"
         )
 
-    def make(self, net: nn.Module, units: UnitDescription, initial_net: InitialNet, seed: int) -> "Learner":
-        """The learner of `net`; update rules of their own override this."""
-        return Learner(self, net, units, initial_net)
+    def make(
+        self, net: nn.Module, units: UnitDescription, initial_net: InitialNet, seed: Seed, lead: int = 0
+    ) -> "Learner":
+        """The learner of `net`; update rules of their own override this.
+
+        Args:
+            net: the network, every parameter and buffer with `lead` leading axes.
+            units: its description, of the network without these axes.
+            initial_net: gives fresh networks of the same kind.
+            seed: of the run; or of each run along the leading axis.
+            lead: number of leading axes, 0 or 1: runs that advance together.
+        """
+        return Learner(self, net, units, initial_net, seed, lead)
 
     def lr_at(self, epoch: int) -> float:
         """Step size in epoch `epoch` of a task."""
@@ -117,9 +128,18 @@ class Learner:
         on_backward, on_update: called in `step` when set; the trainer sets them when a callback listens.
     """
 
-    def __init__(self, config: LearnerConfig, net: nn.Module, units: UnitDescription, initial_net: InitialNet) -> None:
-        """Own `net`; parameters that need no gradient are left alone."""
+    def __init__(
+        self,
+        config: LearnerConfig,
+        net: nn.Module,
+        units: UnitDescription,
+        initial_net: InitialNet,
+        seed: Seed,
+        lead: int = 0,
+    ) -> None:
+        """Own `net`; parameters that need no gradient are left alone. The arguments are those of LearnerConfig.make."""
         self.config, self.net, self.units, self.initial_net = config, net, units, initial_net
+        self.seed, self.lead = seed, lead
         self.parameters = [p for p in net.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(config, parameter_groups(net, self.parameters))
         self._penalised = penalised(net)
@@ -153,22 +173,22 @@ class Learner:
         where the batch has no weights.
 
         Returns:
-            Per-sample losses [b] and active outputs [b, k] from before the update, detached.
+            Per-sample losses [*lead, b] and active outputs [*lead, b, k] from before the update, detached.
         """
         assert self.task is not None
         self.optimizer.zero_grad()
         outputs = self.net(batch.inputs)
-        if self.task.active_outputs < outputs.shape[1]:
-            outputs = outputs[:, : self.task.active_outputs]
+        if self.task.active_outputs < outputs.shape[-1]:
+            outputs = outputs[..., : self.task.active_outputs]
         losses = per_sample_loss(self.task.loss, outputs, batch.targets)
-        share = 1.0 / len(losses)
+        share = 1.0 / losses.shape[-1]
         losses.backward(torch.full_like(losses, share) if batch.weights is None else batch.weights * share)
         for layer in self._penalised:
             layer.add_penalty_gradient()
         if self.on_backward is not None:
             self.on_backward()
         if self.config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+            clip_norm(self.parameters, self.config.clip_norm, self.lead)
         self.optimizer.step()
         if self.on_update is not None:
             self.on_update()
@@ -230,6 +250,21 @@ class Learner:
                 fresh.pop(name, None)
         self.net.load_state_dict(fresh, strict=not self.config.keep_buffers)
         self.forget_optimizer_state(self.parameters)
+
+
+def clip_norm(parameters: Sequence[nn.Parameter], most: float, lead: int = 0) -> None:
+    """Scale the gradients of each run so that their joint Euclidean norm is at most `most`.
+
+    As torch.nn.utils.clip_grad_norm_: the factor is min(1, most / (norm + 1e-6)).
+    """
+    if lead == 0:
+        nn.utils.clip_grad_norm_(parameters, most)
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    squares = [gradient.square().flatten(lead).sum(-1) for gradient in gradients]
+    factor = (most / (torch.stack(squares).sum(0).sqrt() + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factor.view(*factor.shape, *(1,) * (gradient.ndim - lead)))
 
 
 def _start_at_zero(head: nn.Module) -> None:

@@ -12,6 +12,7 @@ from plastiscope.error import require
 from plastiscope.learner.learner import InitialNet
 from plastiscope.learner.replacement import ReplacingConfig, ReplacingLearner
 from plastiscope.learner.unit_parameters import ByMask, Part, UnitSet
+from plastiscope.measure.keyed import Seed
 from plastiscope.net.units import UnitDescription
 
 
@@ -30,9 +31,11 @@ class Redo(ReplacingConfig):
         require(self.reset_period >= 1, "reset_period", self.reset_period, "must be 1 or more")
         require(self.tau >= 0, "tau", self.tau, "must be 0 or more")
 
-    def make(self, net: nn.Module, units: UnitDescription, initial_net: InitialNet, seed: int) -> "RedoLearner":
+    def make(
+        self, net: nn.Module, units: UnitDescription, initial_net: InitialNet, seed: Seed, lead: int = 0
+    ) -> "RedoLearner":
         """The learner of `net`."""
-        return RedoLearner(self, net, units, initial_net, seed)
+        return RedoLearner(self, net, units, initial_net, seed, lead)
 
 
 def dormancy_scores(feature: Tensor, unit_axis: int, lead: int = 0) -> Tensor:

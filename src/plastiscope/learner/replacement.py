@@ -216,8 +216,7 @@ class ReplacingLearner(Learner):
         Raises:
             ConfigError: names the layer and the reason.
         """
-        super().__init__(config, net, units, initial_net)
-        self.lead, self.seed = lead, seed
+        super().__init__(config, net, units, initial_net, seed, lead)
         self.sets = unit_sets(net, units, config.residual_mode, lead)
         self.parts = [part for units in self.sets for part in units.parts]
         self.features = TrainingFeatures(net, [part.layer for part in self.parts])

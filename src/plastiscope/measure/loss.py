@@ -19,25 +19,34 @@ class Loss(Enum):
 
 
 def per_sample_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Loss of each sample [n] from outputs [n, k] and targets (see Loss)."""
+    """Loss of each sample [*lead, n] from outputs [*lead, n, k] and targets [*lead, n] or [*lead, n, k] (see Loss)."""
     if loss is Loss.cross_entropy:
-        return F.cross_entropy(outputs, targets, reduction="none")
+        if outputs.ndim == 2:
+            return F.cross_entropy(outputs, targets, reduction="none")
+        lead = outputs.shape[:-1]
+        flat = targets.flatten() if targets.ndim < outputs.ndim else targets.flatten(0, -2)
+        return F.cross_entropy(outputs.flatten(0, -2), flat, reduction="none").view(lead)
     if loss is Loss.binary_cross_entropy:
-        return F.binary_cross_entropy_with_logits(outputs, targets, reduction="none").flatten(1).mean(1)
+        return F.binary_cross_entropy_with_logits(outputs, targets, reduction="none").mean(-1)
     # The numbers of F.mse_loss, whose gradient torch.func.linearize cannot trace (torch 2.13 crashes).
-    return (outputs - targets.view(outputs.shape)).square().flatten(1).mean(1)
+    return (outputs - targets.view(outputs.shape)).square().mean(-1)
 
 
 def correct(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor | None:
-    """Whether each sample is classified rightly, bool [n]; None for regression.
+    """Whether each sample is classified rightly, bool [*lead, n]; None for regression.
 
     Cross-entropy: the largest output is the target's (the class of largest probability for probability targets).
     Multi-hot targets: every output is on its side of zero.
+
+    Args:
+        loss: what the task is trained with.
+        outputs: [*lead, n, k].
+        targets: [*lead, n] or [*lead, n, k] (see Loss).
     """
     if loss is Loss.cross_entropy:
-        return outputs.argmax(1) == class_index(targets)
+        return outputs.argmax(-1) == (targets if targets.ndim < outputs.ndim else targets.argmax(-1))
     if loss is Loss.binary_cross_entropy:
-        return torch.eq(outputs > 0, targets > 0.5).flatten(1).all(1)
+        return torch.eq(outputs > 0, targets > 0.5).all(-1)
     return None
 
 
