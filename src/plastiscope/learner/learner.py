@@ -167,7 +167,7 @@ class Learner:
             group["lr"] = self.config.lr_at(epoch)
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """One update: forward, loss, backward, optimiser, mechanism.
+        """One update: forward, loss, backward, gradients adjusted, optimiser, mechanism.
 
         The gradient is that of sum_i w_i loss_i / b, plus the penalties that layers of the network ask for; w_i = 1
         where the batch has no weights.
@@ -185,6 +185,7 @@ class Learner:
         losses.backward(torch.full_like(losses, share) if batch.weights is None else batch.weights * share)
         for layer in self._penalised:
             layer.add_penalty_gradient()
+        self.adjust_gradients()
         if self.on_backward is not None:
             self.on_backward()
         if self.config.clip_norm is not None:
@@ -194,6 +195,9 @@ class Learner:
             self.on_update()
         self.mechanism()
         return losses.detach(), outputs.detach()
+
+    def adjust_gradients(self) -> None:
+        """What a learner adds to `.grad` after the backward pass, such as the gradient of a penalty; nothing here."""
 
     def mechanism(self) -> None:
         """What a learner does after the optimiser's step, such as replacing units; nothing here."""
