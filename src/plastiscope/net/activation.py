@@ -71,6 +71,9 @@ class Activation(Enum):
 class MaxOut(nn.Module):
     """y_i = max over p < pieces of z_(pieces i + p): the pieces of a unit are adjacent; of ties the lowest p wins."""
 
+    axis = 1
+    """Of the units."""
+
     def __init__(self, pieces: int = 2) -> None:
         """Take so many pieces for each unit."""
         super().__init__()
@@ -78,7 +81,7 @@ class MaxOut(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """[b, units * pieces, ...] -> [b, units, ...]."""
-        return z.unflatten(1, (-1, self.pieces)).max(2).values
+        return z.unflatten(self.axis, (-1, self.pieces)).max(self.axis + 1).values
 
     def wins(self, z: Tensor) -> Tensor:
         """How often each piece is the largest, int64 [units, pieces], of pre-activations as `forward` takes them."""
@@ -93,17 +96,23 @@ class MaxOut(nn.Module):
 class BothSigns(nn.Module):
     """max(0, z) and max(0, -z) of each unit, on an axis of their own: where the features of CReLU are seen."""
 
+    axis = 1
+    """Of the units."""
+
     def forward(self, z: Tensor) -> Tensor:
         """[b, units, ...] -> [b, units, 2, ...]."""
-        return torch.stack((z.relu(), (-z).relu()), 1).transpose(1, 2)
+        return torch.stack((z.relu(), (-z).relu()), self.axis).transpose(self.axis, self.axis + 1)
 
 
 class Concatenated(nn.Module):
     """All units of the first sign, then all of the second."""
 
+    axis = 1
+    """Of the units."""
+
     def forward(self, both: Tensor) -> Tensor:
         """[b, units, 2, ...] -> [b, 2 units, ...]."""
-        return both.transpose(1, 2).flatten(1, 2)
+        return both.transpose(self.axis, self.axis + 1).flatten(self.axis, self.axis + 1)
 
 
 class CReLU(nn.Sequential):

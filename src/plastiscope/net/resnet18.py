@@ -66,6 +66,8 @@ class Family:
 class Block(nn.Module):
     """Two 3x3 convolutions and a shortcut; one ReLU, called twice."""
 
+    counts_axes_from_right = True
+
     def __init__(self, inputs: int, width: int, stride: int, family: Family, layers: Layers) -> None:
         """Make the block; the shortcut is a 1x1 convolution where the shape changes."""
         super().__init__()
@@ -92,6 +94,7 @@ class ResNet(nn.Module):
     """Stem, four stages of two blocks, average pooling, head; names as in the published checkpoints."""
 
     family = Family()
+    counts_axes_from_right = True
 
     def __init__(self, channels: int, width: int, outputs: int, layers: Layers | None = None) -> None:
         """Make and initialise the network; `layers` None = plain ones."""
@@ -129,7 +132,7 @@ class ResNet(nn.Module):
         """[b, channels, h, w] -> [b, outputs]."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return getattr(self, self.family.head)(self.output_pool(x).flatten(1))
+        return getattr(self, self.family.head)(self.output_pool(x).flatten(-3))
 
     def unit_description(self) -> UnitDescription:
         """17 layers: the stem, then of each block the inner one (replaceable) and the block's output (tied).
