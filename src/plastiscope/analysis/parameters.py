@@ -1,10 +1,10 @@
 """The parameters of each hidden layer, as views, by the unit description."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from plastiscope.net.units import Layer, UnitDescription
+from plastiscope.net.units import Layer, UnitDescription, Wire
 
 TOTAL = "total"
 Parts = dict[str, list[Tensor]]
@@ -30,4 +30,9 @@ def by_layer(units: UnitDescription, parameters: Mapping[str, Tensor]) -> Parts:
 
 def incoming(layer: Layer, parameters: Mapping[str, Tensor]) -> list[Tensor]:
     """The rows of its incoming weights and biases, in the order of its wires."""
-    return [parameters[w.parameter].narrow(w.axis, w.offset, layer.width * w.block) for w in layer.incoming]
+    return rows_of(layer, layer.incoming, parameters)
+
+
+def rows_of(layer: Layer, wires: Sequence[Wire], parameters: Mapping[str, Tensor]) -> list[Tensor]:
+    """What belongs to the units of a layer along some of its wires."""
+    return [parameters[w.parameter].narrow(w.axis, w.offset, layer.width * w.block) for w in wires]

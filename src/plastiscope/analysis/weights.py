@@ -5,24 +5,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from plastiscope.analysis.parameters import TOTAL, by_layer, incoming, parameters_of
+from plastiscope.analysis.parameters import TOTAL, by_layer, parameters_of, rows_of
 from plastiscope.event import Context
+from plastiscope.learner.effective_lr import EFFECTIVE_LR
 from plastiscope.measure.optimisation import distance, effective_lr, norm, unit_norms
 from plastiscope.measure.weight import weight_mag_all, weight_mag_layer, weight_mag_weights
 from plastiscope.net.projection import SquareMap
+from plastiscope.net.scale_invariance import scale_invariant
 from plastiscope.net.svd import Factors
-from plastiscope.net.weight_normalised import WeightNormalised
-
-FILTER_NORMS = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-)
-"""Normalisations that act on each filter by itself and take away its bias."""
 
 LayerNumbers = dict[tuple[str, str], float]
 """Numbers by (layer or "total", quantity)."""
@@ -50,17 +40,15 @@ def sizes(context: Context, parts: Mapping[str, list[Tensor]]) -> LayerNumbers:
         if not layer.incoming:
             continue
         numbers[layer.name, "effective_lr"] = float("nan")
-        path = layer.incoming[0].parameter
-        by_filter = isinstance(net.get_submodule(path.rpartition(".")[0]), WeightNormalised)
-        if layer.norm is None and not by_filter:
+        invariant = scale_invariant(net, layer.incoming, layer.norm)
+        if invariant is None:
             continue
-        own = incoming(layer, parameters)
-        lr = scheduled_lr(context.optimizer, net.get_parameter(path))
-        if by_filter or isinstance(net.get_submodule(layer.norm or ""), FILTER_NORMS):
-            own = _matrices(own)
+        own = rows_of(layer, invariant.wires, parameters)
+        size = norm(own)
+        lr = step_size(context.optimizer, net.get_parameter(invariant.wires[0].parameter), size)
+        if invariant.by_filter:
             rates = effective_lr(lr, unit_norms(own[0]), adaptive)
             numbers[layer.name, "effective_lr_unit"] = rates.mean().item()
-        size = norm(own)
         numbers[layer.name, "weight_norm"] = size.item()
         numbers[layer.name, "effective_lr"] = effective_lr(lr, size, adaptive).item()
     return numbers
@@ -107,10 +95,22 @@ def is_adaptive(optimizer: torch.optim.Optimizer) -> bool:
     return not isinstance(optimizer, torch.optim.SGD)
 
 
-def scheduled_lr(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> float:
-    """The step size of the parameter's group; 0 for a parameter that is not trained."""
-    groups = (group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
-    return float(next((group["lr"] for group in groups), 0.0))
+def step_size(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, size: Tensor) -> float:
+    """The step size in force for a parameter; 0 for one that is not trained.
+
+    Where the effective rate is held constant, the step size is that rate times ||w||^2 (Adam and its kind: ||w||).
+
+    Args:
+        optimizer: of the run.
+        parameter: of its layer's scale-invariant weights.
+        size: ||w|| of all of these.
+    """
+    for group in optimizer.param_groups:
+        if any(p is parameter for p in group["params"]):
+            if EFFECTIVE_LR in group:
+                return float(group[EFFECTIVE_LR] * size ** (1 if is_adaptive(optimizer) else 2))
+            return float(group["lr"])
+    return 0.0
 
 
 def _matrices(part: list[Tensor]) -> list[Tensor]:

@@ -1,6 +1,6 @@
 """The learner: owner of the network and the optimiser; every update rule is one."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from plastiscope.data.samples import Batch
 from plastiscope.error import ConfigError, require
+from plastiscope.learner.effective_lr import EFFECTIVE_LR, EffectiveLrMode, Projection, scaled_steps
+from plastiscope.learner.layer_rates import LayerLr, LayerRates, Restart
 from plastiscope.measure.keyed import Seed
 from plastiscope.measure.loss import per_sample_loss
 from plastiscope.net.activation import undecayed
+from plastiscope.net.scale_invariance import scale_invariant_parameters
 from plastiscope.net.svd import penalised
 from plastiscope.net.units import UnitDescription
 from plastiscope.task_shift_mode.task import NewHead, Task
@@ -64,6 +67,12 @@ class LearnerConfig:
     """Leave the optimiser's state of what is reset as it is (as published)."""
     keep_buffers: bool = False
     """Leave running statistics as they are when the network is reset (as published)."""
+    layer_lr: LayerLr = field(default_factory=LayerLr)
+    """How step sizes differ by layer; they multiply the schedule."""
+    effective_lr: float | None = None
+    """Constant effective rate of scale-invariant layers, in the place of lr; null = they take lr."""
+    effective_lr_mode: EffectiveLrMode = EffectiveLrMode.scale
+    """scale: step size effective_lr ||w||^2 (Adam: ||w||); project: lr, and ||w|| is kept, effective_lr stays null."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -76,6 +85,14 @@ class LearnerConfig:
         require(self.milestones == sorted(self.milestones), "milestones", self.milestones, "must be ascending")
         require(
             self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "must be more than 0 or null"
+        )
+        effective, projects = self.effective_lr, self.effective_lr_mode is EffectiveLrMode.project
+        require(effective is None or 0 < effective < float("inf"), "effective_lr", effective, "must be more than 0")
+        require(
+            effective is None or not projects,
+            "effective_lr",
+            effective,
+            "effective_lr_mode=project keeps the norms and steps by lr; leave effective_lr null",
         )
 
     def make(
@@ -94,22 +111,37 @@ class LearnerConfig:
 
     def lr_at(self, epoch: int) -> float:
         """Step size in epoch `epoch` of a task."""
-        return self.lr * self.decay ** sum(epoch >= milestone for milestone in self.milestones)
+        return self.lr * self.schedule(epoch)
+
+    def schedule(self, epoch: int) -> float:
+        """What step sizes are multiplied by in epoch `epoch` of a task."""
+        return self.decay ** sum(epoch >= milestone for milestone in self.milestones)
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the size of a step does not depend on the gradient's scale."""
+        return self.optimizer is not Optimizer.sgd
 
 
 ParameterGroups = list[nn.Parameter] | list[dict[str, Any]]
 """What torch's optimisers take."""
 
 
-def parameter_groups(net: nn.Module, parameters: list[nn.Parameter]) -> ParameterGroups:
-    """The parameters, in two groups where some of them take no weight decay."""
-    exempt = undecayed(net)
-    apart = [p for p in parameters if p in exempt]
-    if not apart:
-        return parameters
-    others = [p for p in parameters if p not in exempt]
-    groups: list[dict[str, Any]] = [{"params": others}, {"params": apart, "weight_decay": 0.0}]
-    return groups
+def parameter_groups(
+    net: nn.Module, parameters: list[nn.Parameter], facts: Mapping[nn.Parameter, dict[str, Any]] | None = None
+) -> ParameterGroups:
+    """The parameters; in groups where some of them take no weight decay, or where layers differ.
+
+    Args:
+        net: the network.
+        parameters: those that are trained.
+        facts: settings of the group that a parameter belongs to; those with equal ones are one group.
+    """
+    exempt, groups = undecayed(net), dict[Any, dict[str, Any]]()
+    for parameter in parameters:
+        own = (facts or {}).get(parameter, {}) | ({"weight_decay": 0.0} if parameter in exempt else {})
+        groups.setdefault(tuple(own.items()), {"params": [], **own})["params"].append(parameter)
+    return parameters if list(groups) == [()] else list(groups.values())
 
 
 def make_optimizer(config: LearnerConfig, parameters: ParameterGroups) -> torch.optim.Optimizer:
@@ -141,7 +173,8 @@ class Learner:
         self.config, self.net, self.units, self.initial_net = config, net, units, initial_net
         self.seed, self.lead = seed, lead
         self.parameters = [p for p in net.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(config, parameter_groups(net, self.parameters))
+        self.layer_rates, self.projection = self._rates_of_layers()
+        self.optimizer = make_optimizer(config, self.parameter_groups())
         self._penalised = penalised(net)
         self.task: Task | None = None
         self.on_backward: Callable[[], None] | None = None
@@ -153,6 +186,8 @@ class Learner:
 
     def begin_task(self, task: Task) -> None:
         """Start `task`, already taken up: new head or reset, as the task and the settings say."""
+        if self.layer_rates is not None:
+            self.layer_rates.begin_task()
         reset = self.config.reset if task.index > 0 else Reset.nothing
         if reset is Reset.network:
             self._reset_network(task.index)
@@ -161,10 +196,31 @@ class Learner:
         elif reset is Reset.head:
             self._reset_head(task.index, zeros=False)
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Set the step size of epoch `epoch` of the task."""
+    def begin_epoch(self, epoch: int, epochs: int | None = None) -> None:
+        """Set the step sizes of epoch `epoch` of the task.
+
+        Args:
+            epoch: from 0.
+            epochs: of each task; step sizes that fall in time need it.
+        """
+        time = self._time(epoch, epochs)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr_at(epoch)
+            factor = 1.0 if self.layer_rates is None else self.layer_rates.factor(group["layer"], time)
+            if EFFECTIVE_LR in group:
+                assert self.config.effective_lr is not None
+                group["lr"], group[EFFECTIVE_LR] = 1.0, self.config.effective_lr * self.config.schedule(epoch) * factor
+            else:
+                group["lr"] = self.config.lr_at(epoch) * factor
+
+    def _time(self, epoch: int, epochs: int | None) -> float:
+        """t/T: epochs completed in the task, or in the run, in units of a task's."""
+        if self.config.layer_lr.time_decay == 0:
+            return 0.0
+        if epochs is None:
+            raise ValueError("step sizes that fall in time need the number of epochs of a task")
+        assert self.task is not None
+        before = 0 if self.config.layer_lr.restart is Restart.task else self.task.index
+        return before + epoch / epochs
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One update: forward, loss, backward, gradients adjusted, optimiser, mechanism.
@@ -190,14 +246,24 @@ class Learner:
             self.on_backward()
         if self.config.clip_norm is not None:
             clip_norm(self.parameters, self.config.clip_norm, self.lead)
-        self.optimizer.step()
+        self.update()
         if self.on_update is not None:
             self.on_update()
         self.mechanism()
+        if self.projection is not None:
+            self.projection.project()
         return losses.detach(), outputs.detach()
 
     def adjust_gradients(self) -> None:
         """What a learner adds to `.grad` after the backward pass, such as the gradient of a penalty; nothing here."""
+
+    def update(self) -> None:
+        """The optimiser's step, by the rates of the layers."""
+        if self.layer_rates is None:
+            self.optimizer.step()
+            return
+        with self.layer_rates.due_only(), scaled_steps(self.optimizer, self.config.is_adaptive, self.lead):
+            self.optimizer.step()
 
     def mechanism(self) -> None:
         """What a learner does after the optimiser's step, such as replacing units; nothing here."""
@@ -215,11 +281,55 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resume needs besides the network's own state dict."""
-        return {"optimizer": self.optimizer.state_dict()}
+        parts = {"layer_rates": self.layer_rates, "projection": self.projection}
+        own = {name: part.state_dict() for name, part in parts.items() if part is not None}
+        return {"optimizer": self.optimizer.state_dict(), **own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.layer_rates is not None:
+            self.layer_rates.load_state_dict(state["layer_rates"])
+        if self.projection is not None:
+            self.projection.load_state_dict(state["projection"])
+
+    def parameter_groups(self) -> ParameterGroups:
+        """The trained parameters as an optimiser takes them: by layer where their rates differ."""
+        facts: dict[nn.Parameter, dict[str, Any]] = {}
+        if self.layer_rates is not None:
+            facts = {parameter: {"layer": layer} for parameter, layer in self.layer_rates.layer_of.items()}
+        if self.config.effective_lr is not None:
+            for i, together in enumerate(self._invariant()):
+                for parameter in together:
+                    facts[parameter] |= {"invariant": i, EFFECTIVE_LR: self.config.effective_lr}
+        return parameter_groups(self.net, self.parameters, facts)
+
+    def _rates_of_layers(self) -> tuple[LayerRates | None, Projection | None]:
+        """What the settings ask for; nothing by default."""
+        config, rates, projection = self.config, None, None
+        if config.layer_lr.varies or config.effective_lr is not None:
+            rates = LayerRates(self.net, self.units, config.layer_lr)
+        if config.effective_lr_mode is EffectiveLrMode.project:
+            projection = Projection(self._invariant(), self.lead)
+        return rates, projection
+
+    def _invariant(self) -> list[list[nn.Parameter]]:
+        """The scale-invariant parameters, those together that are so together."""
+        found = scale_invariant_parameters(self.net, self.units, self.lead)
+        if not found:
+            raise ConfigError(
+                "learner.effective_lr and effective_lr_mode=project need scale-invariant layers, and this network has "
+                "none; use one whose layers a norm follows directly (such as net.norm=batch) or weight-normalised ones"
+            )
+        return found
+
+    def reinitialised(self, parameters: Sequence[nn.Parameter]) -> None:
+        """`parameters` have new first values; what is kept of the old ones goes."""
+        self.forget_optimizer_state(parameters)
+        if self.layer_rates is not None:
+            self.layer_rates.forget(parameters)
+        if self.projection is not None:
+            self.projection.renew(parameters)
 
     def forget_optimizer_state(self, parameters: Iterable[nn.Parameter]) -> None:
         """Clear momentum, moments and step counts of `parameters`, unless the settings keep them.
@@ -245,7 +355,7 @@ class Learner:
                 _start_at_zero(head)
             else:
                 head.load_state_dict(self.initial_net(k).get_submodule(self.units.head).state_dict())
-        self.forget_optimizer_state(head.parameters())
+        self.reinitialised(list(head.parameters()))
 
     def _reset_network(self, k: int) -> None:
         fresh = self.initial_net(k).state_dict()
@@ -253,7 +363,7 @@ class Learner:
             for name, _ in self.net.named_buffers():
                 fresh.pop(name, None)
         self.net.load_state_dict(fresh, strict=not self.config.keep_buffers)
-        self.forget_optimizer_state(self.parameters)
+        self.reinitialised(self.parameters)
 
 
 def clip_norm(parameters: Sequence[nn.Parameter], most: float, lead: int = 0) -> None:

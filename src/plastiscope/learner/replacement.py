@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from plastiscope.data.samples import Batch
 from plastiscope.learner.adam import UnitAdam
 from plastiscope.learner.features import TrainingFeatures
-from plastiscope.learner.learner import InitialNet, Learner, LearnerConfig, Optimizer, parameter_groups
+from plastiscope.learner.learner import InitialNet, Learner, LearnerConfig, Optimizer
 from plastiscope.learner.unit_parameters import Chosen, Part, ResidualMode, Slices, UnitSet, unit_sets
 from plastiscope.measure.keyed import Seed, keyed_bits, keyed_normal, keyed_uniform
 from plastiscope.net.activation import Activation
@@ -223,7 +223,7 @@ class ReplacingLearner(Learner):
         self.fresh = FreshWeights(seed, config.init, initial_net, self.parts)
         if config.reset_optimizer_state and config.optimizer is not Optimizer.sgd:
             self.optimizer = UnitAdam(
-                parameter_groups(net, self.parameters),
+                self.parameter_groups(),
                 lr=config.lr,
                 betas=(config.betas[0], config.betas[1]),
                 eps=config.eps,
