@@ -1,7 +1,7 @@
 """Each setting of a look is read by somebody: with another value of it, the files differ, and not only in the settings.
 
 What says which samples, points and ends there are (fixed_eval_seed, split, max_checkpoints, endpoints, run) belongs to
-the runs' analysis and is tested with it, the budget with the forecast.
+the runs' analysis and is tested with it, the budget with the forecast, shard_data with two processes.
 """
 
 from dataclasses import fields, is_dataclass, replace
@@ -26,7 +26,7 @@ from plastiscope.measure.landscape.eigenpairs import Order
 
 ELSEWHERE = {
     *("evaluation_data.fixed_eval_seed", "evaluation_data.split", "planes.max_checkpoints"),
-    *("mode_connectivity.endpoints", "mode_connectivity.run", "budget.max_seconds"),
+    *("mode_connectivity.endpoints", "mode_connectivity.run", "budget.max_seconds", "shard_data"),
     "budget.abort_if_estimated_hours_over",
 }
 SPECTRUM, PLANES, SAM, MODE = ("enable_spectrum", "enable_planes", "enable_sam", "enable_mode_connectivity")

@@ -6,6 +6,8 @@ device or on the task, so that a sample which several tasks have is taken in all
 """
 
 import hashlib
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,12 +30,12 @@ class FrozenSet:
     Attributes:
         inputs: [n, ...] on the device, with the transforms of the task and no augmentation; a copy.
         targets: [n] or [n, k] as the loss sees them; a copy.
-        ids: int64 [n] on the CPU, in the order of the inputs.
+        ids: int64 [n] on the CPU, in the order of the inputs; those of all slices where a slice was asked for.
         loss: what the task is trained with.
         active_outputs: the loss sees the first so many outputs.
         classes: of the data that are active, in presentation order; empty for regression.
         asked: number of samples asked for; n is smaller where the task has fewer.
-        sha256: of inputs and targets, as of a `FrozenLoss` of them.
+        sha256: of inputs and targets here, as of a `FrozenLoss` of them.
     """
 
     inputs: Tensor
@@ -51,10 +53,18 @@ class FrozenSet:
     @property
     def note(self) -> str:
         """What to tell a reader when there are fewer samples than asked for; else ""."""
-        return "" if len(self) >= self.asked else f"{self.asked} samples were asked for, the task has {len(self)}: all"
+        n = len(self.ids)
+        return "" if n >= self.asked else f"{self.asked} samples were asked for, the task has {n}: all"
 
 
-def frozen_set(context: Context, *, num_samples: int, seed: int, split: Split | str = Split.train) -> FrozenSet:
+def frozen_set(
+    context: Context,
+    *,
+    num_samples: int,
+    seed: int,
+    split: Split | str = Split.train,
+    rows: Callable[[int], slice] | None = None,
+) -> FrozenSet:
     """At most `num_samples` samples of the current task, without replacement, each class by its share.
 
     A class with the share p of the split has p num_samples of the samples, rounded by largest remainders, so that the
@@ -65,6 +75,7 @@ def frozen_set(context: Context, *, num_samples: int, seed: int, split: Split | 
         num_samples: how many.
         seed: of the drawing.
         split: which samples of the task.
+        rows: of so many samples, those whose inputs and targets this process is to hold; None = all.
 
     Raises:
         ConfigError: the task has no such samples.
@@ -72,7 +83,12 @@ def frozen_set(context: Context, *, num_samples: int, seed: int, split: Split | 
     task = context.current_task
     samples = _of(task, Split(split))
     chosen = samples.select(stratified(samples, num_samples, seed))
-    batches = list(chosen.batches(EVALUATION_BATCH))
+    own = (
+        chosen
+        if rows is None
+        else chosen.select(torch.arange(len(chosen), device=chosen.ids.device)[rows(len(chosen))])
+    )
+    batches = list(own.batches(EVALUATION_BATCH))
     inputs, targets = torch.cat([b.inputs for b in batches]), torch.cat([b.targets for b in batches])
     return FrozenSet(
         inputs=inputs,
@@ -84,6 +100,13 @@ def frozen_set(context: Context, *, num_samples: int, seed: int, split: Split | 
         asked=num_samples,
         sha256=_sha256(inputs, targets),
     )
+
+
+def frozen_size(context: Context, num_samples: int, split: Split | str) -> tuple[int, int]:
+    """Samples of a `frozen_set`, and numbers in all its inputs."""
+    samples = _of(context.current_task, Split(split))
+    n = min(num_samples, len(samples))
+    return n, n * math.prod(samples.input_shape)
 
 
 def stratified(samples: Samples, num_samples: int, seed: int) -> Tensor:

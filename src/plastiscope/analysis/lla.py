@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from plastiscope.analysis.analysis import Analysis
-from plastiscope.analysis.frozen_set import FrozenSet, frozen_set
+from plastiscope.analysis.frozen_set import FrozenSet, frozen_set, frozen_size
 from plastiscope.error import ConfigError
 from plastiscope.event import Context, Numbers
 from plastiscope.landscape.look import Landscape, SavedPoint, State, opened
 from plastiscope.landscape.routes import Routes
 from plastiscope.landscape.settings import BatchNormPolicy, Endpoints, LandscapeSettings, filled
+from plastiscope.landscape.slices import are_sharded, own_rows
 from plastiscope.landscape.study import everything
 from plastiscope.measure.landscape.space import choose
 from plastiscope.run.snapshots import Snapshots
@@ -109,10 +110,12 @@ class Lla(LandscapeSettings, Analysis):
         data, connectivity = settings.evaluation_data, settings.mode_connectivity
         assert data.num_samples is not None
 
-        def draw(num_samples: int, split: str) -> FrozenSet:
-            return frozen_set(context, num_samples=num_samples, seed=data.fixed_eval_seed, split=split)
+        def draw(num_samples: int, split: str, rows: Callable[[int], slice] | None = None) -> FrozenSet:
+            return frozen_set(context, num_samples=num_samples, seed=data.fixed_eval_seed, split=split, rows=rows)
 
-        found = draw(data.num_samples, data.split.value)
+        is_slice = self._is_sharded(context, settings)
+        rows = partial(own_rows, processes=context.processes) if is_slice else None
+        found = draw(data.num_samples, data.split.value, rows)
         is_connected = settings.enable_mode_connectivity
         wants_statistics = is_connected or settings.bn.policy is BatchNormPolicy.recompute
         start, why_none = self._start(context) if is_connected else (None, "")
@@ -122,6 +125,7 @@ class Lla(LandscapeSettings, Analysis):
             inputs=found.inputs,
             targets=found.targets,
             ids=found.ids,
+            is_slice=is_slice,
             loss=found.loss,
             active_outputs=found.active_outputs,
             folder=context.folder(self.name) / _phase(when),
@@ -139,6 +143,14 @@ class Lla(LandscapeSettings, Analysis):
             tells=self._routes is None,
             about=_about(context, found, data.split.value),
         )
+
+    def _is_sharded(self, context: Context, settings: LandscapeSettings) -> bool:
+        """Whether each process draws only its slice of the samples."""
+        data, itemsize = settings.evaluation_data, getattr(torch, settings.dtype).itemsize
+        assert data.num_samples is not None
+        samples, numbers = frozen_size(context, data.num_samples, data.split)
+        device = next(context.net.parameters()).device
+        return are_sharded(settings, context.processes, context.net, samples, numbers * itemsize, device)
 
     def _weight_decay(self, context: Context) -> float:
         """The learner's, if it is to count."""

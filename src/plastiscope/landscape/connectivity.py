@@ -18,6 +18,7 @@ from torch import Tensor
 from plastiscope.landscape.batch_norm import shuffled, statistics_batches
 from plastiscope.landscape.look import Look, Numbers, State
 from plastiscope.landscape.planes import Case, numbers_of, save_plane, surface
+from plastiscope.landscape.slices import sliced
 from plastiscope.landscape.trajectory import MARGIN, THINNEST, holding, loaded, mark_of
 from plastiscope.measure.landscape.connectivity import (
     Curve,
@@ -66,7 +67,8 @@ class Way:
         if test is None:
             return {"train": self.frozen}
         inputs, targets = test[0].to(self.frozen.inputs), test[1].to(self.frozen.targets)
-        return {"train": self.frozen, "test": replace(self.frozen, inputs=inputs, targets=targets)}
+        whole = replace(self.frozen, inputs=inputs, targets=targets, shards=None)
+        return {"train": self.frozen, "test": sliced(whole, self.look.work.processes) if self.frozen.shards else whole}
 
     @cached_property
     def batches(self) -> list[Tensor] | None:
@@ -113,7 +115,7 @@ class Way:
     def _samples(self, kind: str) -> Part:
         found: Part = {}
         for split, frozen in self.splits.items():
-            losses, hits = frozen.losses_and_hits()
+            losses, hits = (frozen.every(own) for own in frozen.losses_and_hits())
             found |= {f"{split}_{kind}_losses": losses.cpu().numpy(), f"{split}_{kind}_hits": hits.cpu().numpy()}
         return found
 
@@ -171,7 +173,7 @@ def _how(way: Way) -> dict[str, Any]:
     settings, batches = way.look.settings.mode_connectivity, way.batches
     return {
         "params": "all",
-        "samples_of": {split: len(frozen) for split, frozen in way.splits.items()},
+        "samples_of": {split: frozen.total_samples for split, frozen in way.splits.items()},
         "statistics": None if batches is None else {"samples": sum(map(len, batches)), "batch": len(batches[0])},
         "bend": {"steps": settings.opt_steps, "lr": settings.lr, "momentum": 0.9, "trained_on": "the frozen set"},
         "cost": {

@@ -23,11 +23,11 @@ def wanted(settings: LandscapeSettings) -> tuple[int, int]:
     return top, bottom
 
 
-def compute(operator: SymmetricOperator, settings: LandscapeSettings, seed: int) -> Part:
-    """The pairs as arrays."""
+def compute(operator: SymmetricOperator, settings: LandscapeSettings, seed: int, memory: int) -> Part:
+    """The pairs as arrays; the basis of the search takes `memory` bytes at most."""
     top, bottom = wanted(settings)
     pairs = extreme_eigenpairs(
-        operator, top, bottom, seed=seed, tol=settings.spectrum.tol, order=settings.spectrum.order
+        operator, top, bottom, seed=seed, tol=settings.spectrum.tol, order=settings.spectrum.order, memory=memory
     )
     return {field.name: _array(getattr(pairs, field.name)) for field in fields(Eigenpairs)}
 

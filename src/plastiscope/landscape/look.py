@@ -28,10 +28,12 @@ from plastiscope.landscape.forecast import (
 )
 from plastiscope.landscape.routes import Routes, choose_routes
 from plastiscope.landscape.settings import LandscapeSettings, described, filled
+from plastiscope.landscape.slices import are_sharded, joined, sliced, some, without_effect
 from plastiscope.landscape.work import Work
 from plastiscope.measure.landscape.eigenpairs import Eigenpairs
 from plastiscope.measure.landscape.frozen import FrozenLoss, PerSampleLoss, rows
-from plastiscope.measure.landscape.krylov import vectors_that_fit
+from plastiscope.measure.landscape.krylov import vector_bytes
+from plastiscope.measure.landscape.memory import budget
 from plastiscope.measure.landscape.operator import Backend, HessianOperator, NonFiniteProduct, self_check
 from plastiscope.measure.landscape.preserved import landscape_of, preserved
 from plastiscope.measure.loss import Loss
@@ -73,7 +75,8 @@ class Landscape:
             frozen set.
         training_batch: samples in a batch of the training, for the same.
         processes: who shares the work.
-        ids: of the samples, for the record.
+        ids: of the samples (of all processes), for the record.
+        is_slice: inputs and targets are those of this process, the other ones hold the rest, in the order of ranks.
         routes: those of an earlier look of the same run; None = choose.
         tells: print the forecast.
         about: facts for the record: task, name of the network, ...
@@ -96,6 +99,7 @@ class Landscape:
     training_batch: int = 64
     processes: Processes = field(default_factory=Processes)
     ids: Tensor | None = None
+    is_slice: bool = False
     routes: Routes | None = None
     tells: bool = True
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -168,11 +172,17 @@ class Look:
         """
         if self.checked["fault"]:
             raise NonFiniteProduct(self.checked["fault"])
-        part = self.work.once("eigenpairs", lambda: eigenvectors.compute(self.operator, self.settings, self.seed))
+        part = self.work.once(
+            "eigenpairs", lambda: eigenvectors.compute(self.operator, self.settings, self.seed, self.room())
+        )
         pairs = eigenvectors.restored(part, self.weights.device)
         self.products += pairs.products
         self.warn(*pairs.notes)
         return pairs
+
+    def room(self) -> int:
+        """Bytes that a basis may take now; where processes look together, in the one that has the least."""
+        return _room(self.frozen, self.work)
 
     def eigenvectors(self) -> tuple[Tensor, Tensor, Tensor, bool]:
         """Values float64 [n], unit rows [n, D], residuals float64 [n], and whether the first two span a unique plane.
@@ -192,7 +202,7 @@ class Look:
             "dtype": str(frozen.parameters[0].dtype).removeprefix("torch."),
             "params": self.settings.params,
             "dimension": frozen.space.dimension,
-            "samples": len(frozen),
+            "samples": frozen.total_samples,
             "evaluation_set": frozen.fingerprint,
             "mode": "eval",
             "bn_policy": self.settings.bn.policy.value,
@@ -224,7 +234,15 @@ def opened(landscape: Landscape) -> Iterator[Look]:
         micro_batch=min(settings.evaluation_data.eval_batch_size, len(landscape.inputs)),
         weight_decay=landscape.weight_decay if settings.loss.include_weight_decay else 0.0,
     ) as frozen:
-        work = Work(landscape.folder, _identity(landscape, settings, frozen), landscape.processes)
+        processes = landscape.processes
+        frozen = replace(frozen, sharing=processes.sharing(frozen.inputs.device))
+        if landscape.is_slice:
+            frozen = joined(frozen, processes)
+        elif are_sharded(settings, processes, net, len(frozen), _bytes(frozen), frozen.inputs.device):
+            if landscape.training_inputs is None:
+                landscape = replace(landscape, training_inputs=landscape.inputs)
+            frozen = sliced(frozen, processes)
+        work = Work(landscape.folder, _identity(landscape, settings, frozen), processes)
         with work.phase("timing"):
             look = _prepared(landscape, settings, frozen, work)
         yield look
@@ -239,13 +257,14 @@ def _identity(landscape: Landscape, settings: LandscapeSettings, frozen: FrozenL
         "weight_decay": frozen.weight_decay,
         "settings": described(settings),
         "seed": landscape.seed,
+        "slices": landscape.processes.world if frozen.shards else 1,
     }
 
 
 def _prepared(landscape: Landscape, settings: LandscapeSettings, frozen: FrozenLoss, work: Work) -> Look:
     """Routes, forecast and cuts: what one process decides for all, and for a resume."""
     scene = Scene(
-        samples=len(frozen),
+        samples=frozen.total_samples,
         dimension=frozen.space.dimension,
         itemsize=frozen.parameters[0].element_size(),
         path=bool(landscape.path),
@@ -256,10 +275,12 @@ def _prepared(landscape: Landscape, settings: LandscapeSettings, frozen: FrozenL
 
     def choose() -> dict[str, Any]:
         known = landscape.routes
-        routes = known or choose_routes(frozen, settings, planned, may_time=not landscape.processes.is_ahead)
-        return {"routes": routes.facts, "vectors": vectors_that_fit(HessianOperator(frozen), None)}
+        own = frozen.alone()  # one process chooses, and waits for no other
+        routes = known or choose_routes(own, settings, planned, may_time=not landscape.processes.is_ahead)
+        return {"routes": routes.facts, "vectors": _room(own, work) // vector_bytes(HessianOperator(own))}
 
     chosen = work.facts("routes", choose)
+    work.is_together = frozen.shards is not None
     routes = Routes.restored(chosen["routes"])
     settings, cuts = fitted(settings, routes, scene)
     settings, too_many = with_steps(settings, chosen["vectors"], scene)
@@ -272,12 +293,18 @@ def _prepared(landscape: Landscape, settings: LandscapeSettings, frozen: FrozenL
     look = Look(
         landscape=landscape,
         settings=settings,
-        frozen=_some(frozen, settings).with_micro_batch(routes.product_batch),
+        frozen=_some(frozen, settings, landscape.processes).with_micro_batch(routes.product_batch),
         work=work,
         routes=routes,
         forecast=expected,
         facts={"routes": routes.facts, "forecast": expected.facts, "cuts": cuts},
     )
+    look.frozen.fingerprint  # noqa: B018  # where samples are sharded all ask together, once
+    if frozen.shards:
+        look.facts["slices"] = {"processes": landscape.processes.world}
+    if reason := without_effect(settings, landscape.processes):
+        look.warn(reason)
+        work.say(f"landscape: {reason}")
     if frozen.coupling_modules:
         look.warn(
             f"{frozen.coupling_modules[0]} is a batch normalisation without running statistics, so the loss of a "
@@ -290,13 +317,20 @@ def _prepared(landscape: Landscape, settings: LandscapeSettings, frozen: FrozenL
     return look
 
 
-def _some(frozen: FrozenLoss, settings: LandscapeSettings) -> FrozenLoss:
-    """The loss over as many samples as are asked for, at equal distances in their order."""
-    n, asked = len(frozen), settings.evaluation_data.num_samples
-    if asked is None or asked >= n:
-        return frozen
-    chosen = taken(n, asked).to(frozen.inputs.device)
-    return replace(frozen, inputs=frozen.inputs[chosen], targets=frozen.targets[chosen])
+def _some(frozen: FrozenLoss, settings: LandscapeSettings, processes: Processes) -> FrozenLoss:
+    """The loss over as many samples as are asked for."""
+    asked = settings.evaluation_data.num_samples
+    return frozen if asked is None or asked >= frozen.total_samples else some(frozen, asked, processes)
+
+
+def _room(frozen: FrozenLoss, work: Work) -> int:
+    """Bytes that a basis of vectors may take; the same in processes that look together."""
+    room = budget(frozen.inputs.device, sharing=frozen.sharing)
+    return int(work.processes.least(float(room))) if work.is_together else room
+
+
+def _bytes(frozen: FrozenLoss) -> int:
+    return frozen.inputs.nbytes + frozen.targets.nbytes
 
 
 def _refuse_single(net: nn.Module, inputs: Tensor, settings: LandscapeSettings) -> None:
@@ -319,11 +353,6 @@ def _refuse_single(net: nn.Module, inputs: Tensor, settings: LandscapeSettings) 
         raise ConfigError(
             f"{asked} samples leave a batch of a single one, on which the network fails ({error}): {way}"
         ) from None
-
-
-def taken(n: int, asked: int) -> Tensor:
-    """Places int64 [asked] at equal distances among n."""
-    return torch.arange(asked) * n // asked
 
 
 def check(operator: HessianOperator, seed: int) -> dict[str, Any]:

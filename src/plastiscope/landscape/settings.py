@@ -278,6 +278,8 @@ class LandscapeSettings:
     """Chosen parameters: all, no_bias_bn, or names (regular expressions) such as [fc, layer4]."""
     dtype: str = "float32"
     """float32, float64."""
+    shard_data: str = "auto"
+    """auto, true, false: of several processes each holds a slice of the samples, and they look together."""
     evaluation_data: EvaluationSettings = field(default_factory=EvaluationSettings)
     loss: LossSettings = field(default_factory=LossSettings)
     bn: BatchNormSettings = field(default_factory=BatchNormSettings)
@@ -290,6 +292,10 @@ class LandscapeSettings:
     def __post_init__(self) -> None:
         """Check what is no range of a block."""
         _options(self)
+        said = str(self.shard_data).lower()  # of YAML's true, false, on, off, bare or in quotes
+        self.shard_data = {"on": "true", "off": "false"}.get(said, said)
+        known = ("auto", "true", "false")
+        require(self.shard_data in known, "shard_data", said, f"must be one of {', '.join(known)}")
         require(self.dtype in ("float32", "float64"), "dtype", self.dtype, "must be float32 or float64")
         if self.enable_sam and not (self.enable_planes or self.enable_spectrum or self.enable_mode_connectivity):
             raise ConfigError("enable_sam=true: works on planes; set enable_planes=true too, or enable_sam=false")

@@ -96,7 +96,7 @@ def _density_runs(look: Look, deflation: Deflation | None) -> tuple[list[Quadrat
 
     def run(k: int) -> Part:
         start = random_signs(look.seed, PURPOSE, k, operator)
-        process = krylov(operator, start, steps)
+        process = krylov(operator, start, steps, look.room())
         quadrature = Quadrature.of(process)
         found = {"nodes": quadrature.nodes.numpy(), "weights": quadrature.weights.numpy()}
         error = np.array(process.orthogonality_error())

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from plastiscope.landscape.connectivity import look_at_connectivity
-from plastiscope.landscape.look import Landscape, Look, Numbers, opened, taken
+from plastiscope.landscape.look import Landscape, Look, Numbers, opened
 from plastiscope.landscape.planes import look_at_planes
 from plastiscope.landscape.robust import look_at_robust
 from plastiscope.landscape.settings import described
+from plastiscope.landscape.slices import taken
 from plastiscope.landscape.spectrum import look_at_spectrum
 from plastiscope.run.storage import write_json
 
@@ -52,7 +53,7 @@ def everything(look: Look) -> Numbers:
     if not look.facts.get("absent"):
         look.facts.pop("absent", None)
     if landscape.ids is not None:
-        ids = landscape.ids[taken(len(landscape.ids), len(look.frozen))]
+        ids = landscape.ids[taken(len(landscape.ids), look.frozen.total_samples)]
         look.work.save("", "evaluation_set", {"ids": ids}, {"samples": len(ids), "sha256": look.frozen.fingerprint})
     if look.work.processes.is_first:
         landscape.folder.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,7 @@ class Work:
         folder: for results.
         processes: who shares the work.
         seconds: taken so far by each phase.
+        is_together: each part is computed by all processes at once, because each holds only a slice of the samples.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], processes: Processes) -> None:
@@ -40,10 +41,14 @@ class Work:
         digest = hashlib.sha256(json.dumps(plain(dict(identity)), sort_keys=True).encode()).hexdigest()
         self.folder, self.processes = folder, processes
         self.seconds: dict[str, float] = {}
+        self.is_together = False
         self._parts = folder / "parts" / digest[:16]
 
     def shared(self, name: str, parts: int, compute: Callable[[int], Part]) -> list[Part]:
-        """All parts of the piece `name` in order; each is `compute(i)`, called by one process, once over all starts."""
+        """All parts of the piece `name` in order; each is `compute(i)`, called once over all starts.
+
+        It is called by one process, or, if they are together, by all.
+        """
         with _watched(name, parts, self.processes.is_first) as done:
 
             def counted(i: int) -> Part:
@@ -51,7 +56,8 @@ class Work:
                 done(i + 1)
                 return part
 
-            return share_out(self._parts / name, parts, counted, self.processes, keep=True)
+            place = self._parts / name
+            return share_out(place, parts, counted, self.processes, keep=True, together=self.is_together)
 
     def once(self, name: str, compute: Callable[[], Part]) -> Part:
         """A piece that cannot be cut."""

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from socket import gethostname
 from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
@@ -25,6 +26,7 @@ from plastiscope.run.storage import write_by
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch import device as Device
 
 Part = dict[str, npt.NDArray]
 """Arrays by name."""
@@ -43,11 +45,17 @@ class Processes:
         rank, world: which process of how many.
         is_ahead: it computes all parts of a piece of work by itself, waits for nobody and leaves the parts where they
             are: for those who will want them later.
+        works_apart: what is shared out are whole pieces, each computed ahead by one process, which then has all data.
+        here: processes on this machine, which share its memory; with this one.
+        on_gpu: those of them that see the same GPUs.
     """
 
     rank: int = 0
     world: int = 1
     is_ahead: bool = False
+    works_apart: bool = False
+    here: int = 1
+    on_gpu: int = 1
 
     @property
     def is_first(self) -> bool:
@@ -81,6 +89,25 @@ class Processes:
         with self._told_of_the_others():
             torch.distributed.all_reduce(found)
         return found.to(tensor.device)
+
+    def least(self, value: float) -> float:
+        """The smallest of the processes' values; all of them call this.
+
+        Raises:
+            RunError: one of them has stopped.
+        """
+        if self.world == 1 or self.is_ahead:
+            return value
+        import torch
+
+        found = torch.tensor([value], dtype=torch.float64)
+        with self._told_of_the_others():
+            torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN)
+        return found.item()
+
+    def sharing(self, device: "Device") -> int:
+        """How many processes share the memory of a device with each other; 1 = this one has it to itself."""
+        return self.on_gpu if device.type == "cuda" else self.here
 
     @contextmanager
     def _told_of_the_others(self) -> Iterator[None]:
@@ -117,7 +144,18 @@ def join_processes(environment: Mapping[str, str] = os.environ) -> Processes:
                 f"process {rank} of {world} does not find the others at {address}:{port} ({reason}); "
                 "were all of them started, and is the port free?"
             ) from None
-    return Processes(rank, world)
+    here, on_gpu = _neighbours(world)
+    return Processes(rank, world, here=here, on_gpu=on_gpu)
+
+
+def _neighbours(world: int) -> tuple[int, int]:
+    """Processes on this machine, and those of them that see the same GPUs."""
+    import torch.distributed
+
+    own = gethostname(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    places: list[tuple[str, str]] = [("", "")] * world
+    torch.distributed.all_gather_object(places, own)
+    return sum(host == own[0] for host, _ in places), places.count(own)
 
 
 def is_first_process(environment: Mapping[str, str] = os.environ) -> bool:
@@ -159,7 +197,13 @@ def first_host(hosts: str) -> str:
 
 
 def share_out(
-    folder: Path, parts: int, compute: Callable[[int], Part], processes: Processes, *, keep: bool = False
+    folder: Path,
+    parts: int,
+    compute: Callable[[int], Part],
+    processes: Processes,
+    *,
+    keep: bool = False,
+    together: bool = False,
 ) -> list[Part]:
     """Compute the parts 0 .. parts - 1 together.
 
@@ -169,6 +213,8 @@ def share_out(
         compute: the arrays of one part.
         processes: who shares the work.
         keep: leave the finished parts where they are, for a work of several pieces that is cleared as a whole.
+        together: each part is computed by all processes at once, because each holds only some of the data: `compute`
+            gives the same arrays in all of them, and the first one writes.
 
     Returns:
         All parts in order, in every process.
@@ -178,16 +224,30 @@ def share_out(
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"part_{i:05d}_of_{parts:05d}.npz" for i in range(parts)]
-    for path in paths if processes.is_ahead else paths[processes.rank :: processes.world]:
-        if not path.exists():
-            part = compute(paths.index(path))
-            write_by(path, lambda file, part=part: np.savez(file, **part))  # type: ignore[misc]
+    for i in _missing_everywhere(paths, processes) if together else _missing_of(paths, processes):
+        part = compute(i)
+        if processes.is_first or not together:
+            write_by(paths[i], lambda file, part=part: np.savez(file, **part))  # type: ignore[misc]
     processes.barrier()
     merged = [_read(path) for path in paths]
     processes.barrier()
     if processes.is_first and not keep:
         shutil.rmtree(folder)
     return merged
+
+
+def _missing_of(paths: list[Path], processes: Processes) -> Iterator[int]:
+    """Parts of this process that are not there when their turn comes."""
+    chosen = range(len(paths)) if processes.is_ahead else range(processes.rank, len(paths), processes.world)
+    return (i for i in chosen if not paths[i].exists())
+
+
+def _missing_everywhere(paths: list[Path], processes: Processes) -> list[int]:
+    """Parts that are not there as the first process sees it: a shared disk may tell others later."""
+    import torch
+
+    seen = [processes.is_first and not path.exists() for path in paths]
+    return torch.nonzero(processes.sum(torch.tensor(seen, dtype=torch.int64))).flatten().tolist()
 
 
 def _read(path: Path) -> Part:

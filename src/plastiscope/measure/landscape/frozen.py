@@ -21,6 +21,8 @@ from plastiscope.measure.loss import Loss, correct, per_sample_loss
 PerSampleLoss = Callable[[Tensor, Tensor], Tensor]
 """Losses [b] of active outputs [b, k] and targets."""
 Found = TypeVar("Found")
+PIECE = 2**24
+"""Bytes of samples that processes show each other at a time."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class FrozenLoss:
         adaptation: what was changed for lack of memory; shared by all copies.
         shards: where other processes hold further samples, see `sharded`; then whatever is a mean over samples is over
             all of them, and is asked for by all processes in the same order.
+        sharing: processes that take from the memory of this device.
     """
 
     net: nn.Module
@@ -66,6 +69,7 @@ class FrozenLoss:
     weight_decay: float = 0.0
     adaptation: Adaptation = field(default_factory=Adaptation)
     shards: Shards | None = None
+    sharing: int = 1
 
     def __post_init__(self) -> None:
         """Refuse a network that changes or is random when it is looked at, and a set without samples."""
@@ -100,21 +104,26 @@ class FrozenLoss:
 
         With any, the size of a micro-batch is part of the loss and must not be tuned.
         """
-        kinds = nn.modules.batchnorm._BatchNorm
-        return [name for name, m in self.net.named_modules() if isinstance(m, kinds) and m.running_mean is None]
+        return coupling_modules(self.net)
 
     def with_micro_batch(self, size: int) -> "FrozenLoss":
         """The same loss, evaluated so many samples at a time."""
         return replace(self, micro_batch=size)
 
-    def sharded(self, total: SumOverProcesses) -> "FrozenLoss":
+    def sharded(self, total: SumOverProcesses, first: int = 0) -> "FrozenLoss":
         """The loss over the samples of all processes, of which this one holds its own; all of them call this.
 
         Args:
             total: sum of a tensor over the processes.
+            first: place of the first own sample among those of all processes, which lie in the order of their ranks;
+                only `every` and `fingerprint` ask for it.
         """
         count = total(torch.tensor([len(self)], dtype=torch.float64, device=self.inputs.device))
-        return replace(self, shards=Shards(int(count.item()), total))
+        return replace(self, shards=Shards(int(count.item()), total, first))
+
+    def every(self, own: Tensor) -> Tensor:
+        """Values [N, ...] of the samples of all processes, of those [n, ...] of this one's."""
+        return self.shards.every(own) if self.shards else own
 
     def alone(self) -> "FrozenLoss":
         """The loss over the samples of this process, which waits for no other."""
@@ -232,11 +241,27 @@ class FrozenLoss:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of inputs and targets of this process."""
+        """SHA-256 of inputs and targets of all processes, the same as if one held them; all of them ask for it."""
         digest = hashlib.sha256()
         for tensor in (self.inputs, self.targets):
-            digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
+            for rows in self._everyones(tensor.detach()):
+                digest.update(np.ascontiguousarray(rows.cpu().numpy()).tobytes())
         return digest.hexdigest()
+
+    def _everyones(self, own: Tensor) -> Iterator[Tensor]:
+        """Rows of all processes in their order, some at a time; as bytes, whose sum with nothing but zeros is exact."""
+        if self.shards is None:
+            yield own
+            return
+        shards, size = self.shards, max(1, PIECE // max(1, own[0].nbytes))
+        for start in range(0, shards.samples, size):
+            stop = min(start + size, shards.samples)
+            piece = torch.zeros(stop - start, own[0].nbytes, dtype=torch.uint8)
+            low, high = max(start, shards.first), min(stop, shards.first + len(own))
+            if low < high:
+                mine = own[low - shards.first : high - shards.first].cpu().contiguous()
+                piece[low - start : high - start] = mine.reshape(high - low, -1).view(torch.uint8)
+            yield shards.total(piece)
 
     def _total(self, sums: Tensor) -> Tensor:
         """What this process has summed over its samples, over all processes."""
@@ -265,6 +290,12 @@ class FrozenLoss:
                 total = self.sum_of(x, y)
                 depends = total.requires_grad
                 yield torch.autograd.grad(total, parameters, allow_unused=True) if depends else [None] * len(parameters)
+
+
+def coupling_modules(net: nn.Module) -> list[str]:
+    """Modules that make the samples of a batch depend on each other in evaluation, too."""
+    kinds = nn.modules.batchnorm._BatchNorm
+    return [name for name, m in net.named_modules() if isinstance(m, kinds) and m.running_mean is None]
 
 
 def rows(outputs: Tensor) -> Tensor:

@@ -45,9 +45,15 @@ def free_memory(device: torch.device) -> int:
     return min(_of_machine(), _of_group())
 
 
-def budget(device: torch.device, memory: int | None = None) -> int:
-    """Bytes that may be taken: `memory`, or by default a share of what is free."""
-    return int(SHARE * free_memory(device)) if memory is None else memory
+def budget(device: torch.device, memory: int | None = None, sharing: int = 1) -> int:
+    """Bytes that may be taken: `memory`, or by default a share of what is free.
+
+    Args:
+        device: whose memory.
+        memory: what is allowed; None = a share.
+        sharing: processes that take from the same memory at the same time, each an equal part.
+    """
+    return int(SHARE * free_memory(device) / sharing) if memory is None else memory
 
 
 def gigabytes(size: float) -> str:

@@ -218,7 +218,7 @@ class FrozenOperator(ABC):
         net, (x, y) = self.frozen.net, next(self.frozen.batches())
         apart = (*net.parameters(), *net.buffers(), self.frozen.inputs, self.frozen.targets)
         needed = graph_bytes(lambda: self._field(x, y), apart) / len(x) * len(self.frozen)
-        allowed = budget(self.device, self.memory)
+        allowed = budget(self.device, self.memory, self.frozen.sharing)
         if needed > allowed:
             self._rebuild_from_now_on(
                 f"kept graphs would take {gigabytes(needed)}, more than the {gigabytes(allowed)} allowed"

@@ -25,10 +25,18 @@ class Shards:
     Attributes:
         samples: N, over all of them.
         total: sum over processes.
+        first: place of the first own sample among them.
     """
 
     samples: int
     total: SumOverProcesses
+    first: int = 0
+
+    def every(self, own: Tensor) -> Tensor:
+        """Values [N, ...] of all samples in their order, of this process' own [n, ...]; exact in every dtype."""
+        found = own.new_zeros(self.samples, *own.shape[1:])
+        found[self.first : self.first + len(own)] = own
+        return self.total(found)
 
     def total_at(self, vectors: Tensor, sums: Tensor) -> Tensor:
         """Sum over processes of what each has computed from the same `vectors`, in one call.

@@ -156,7 +156,7 @@ class _Candidate:
             adaptation=Adaptation(),
         )
         self.backend, self.size, self.scale = backend, size, len(frozen) / n
-        room = int(budget(frozen.inputs.device) / self.scale)
+        room = int(budget(frozen.inputs.device, sharing=frozen.sharing) / self.scale)
         self.operator = kind(part, backend, adapts=False, memory=room)
 
     def timed(self, planned: int, best: Timing | None) -> Timing:
