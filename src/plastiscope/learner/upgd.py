@@ -20,7 +20,6 @@ from plastiscope.learner.learner import (
     LearnerConfig,
     Optimizer,
     ParameterGroups,
-    parameter_groups,
 )
 from plastiscope.learner.step_noise import StepNoise
 from plastiscope.measure.keyed import Seed
@@ -252,9 +251,9 @@ class UpgdLearner(Learner):
     ) -> None:
         """Own `net`; see Learner."""
         super().__init__(config, net, units, initial_net, seed, lead)
-        groups = parameter_groups(net, self.parameters)
         self.noise = StepNoise(self.parameters, seed, "upgd", lead) if config.noise > 0 else None
-        self.optimizer = GatedDescent(groups, config, self._gated(), self._noise_at if self.noise else None, lead)
+        noise = self._noise_at if self.noise else None
+        self.optimizer = GatedDescent(self.parameter_groups(), config, self._gated(), noise, lead)
 
     def _noise_at(self, step: int) -> dict[Tensor, Tensor]:
         assert self.noise is not None
