@@ -322,6 +322,7 @@ class Replay(Loop):
         together = self.context.processes
         if self.share is Share.samples or together.world == 1:
             return
+        together = replace(together, works_apart=True)
         before = self._callback_states()
         self.context.processes = replace(together, is_ahead=True)
         ahead = self.walk[self.position :]
