@@ -124,7 +124,8 @@ def test_memory_shortens_the_density():
 
 
 def test_a_look_short_of_memory_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(look_module, "vectors_that_fit", lambda operator, memory: 3)
+    room = 3 * 8 * 115  # three vectors of its weights
+    monkeypatch.setattr(look_module, "budget", lambda device, sharing: room)
     looked(small(tmp_path))
     summary = read_json(tmp_path / "summary.json")
     assert any("memory holds 3 Lanczos vectors" in text for text in summary["warnings"])
