@@ -46,3 +46,14 @@ def test_runs_that_advance_together_have_the_numbers_of_each_alone():
         for step in (0, 1, 300):
             for one, other in zip(together.at(step), alone.at(step), strict=True):
                 assert torch.equal(one[r], other)
+
+
+def test_blocks_of_a_run_never_have_the_same_seed():
+    """Of a seed torch's CPU generator takes the lower 32 bits; those of 3 million hashes would repeat."""
+    noise, seeds = StepNoise(parameters(shapes=[(BLOCK,)]), 0, "a"), []
+    manual_seed = noise._generator.manual_seed
+    noise._generator = type("Noted", (), {"manual_seed": lambda _, seed: seeds.append(seed) or manual_seed(seed)})()
+    for step in (0, 1, 2, 1_500_000, 3_000_000):
+        noise.at(step)
+    low = [seed % 2**32 for seed in seeds]
+    assert [(seed - low[0]) % 2**32 for seed in low] == [0, 1, 2, 1_500_000, 3_000_000]

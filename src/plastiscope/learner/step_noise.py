@@ -35,9 +35,11 @@ class StepNoise:
         """
         first = parameters[0]
         sizes = [prod(parameter.shape[lead:]) for parameter in parameters]
-        self.seeds, self.purpose = [seed] if isinstance(seed, int) else list(seed), purpose
+        # torch's CPU generator knows the lower 32 bits of a seed alone: hashes of the blocks would repeat after some
+        # 100,000 of them, seeds that count up do not.
+        self._seeds = [named_seed(one, purpose) for one in ([seed] if isinstance(seed, int) else seed)]
         self.steps = min(MOST_STEPS, max(1, BLOCK // sum(sizes)))
-        self._block = torch.empty(len(self.seeds), self.steps, sum(sizes), dtype=first.dtype, device=first.device)
+        self._block = torch.empty(len(self._seeds), self.steps, sum(sizes), dtype=first.dtype, device=first.device)
         self._generator = torch.Generator(first.device)
         self._number = -1
         places = (self._block if lead else self._block[0]).unbind(lead)
@@ -53,7 +55,7 @@ class StepNoise:
         """The numbers of `step` (from 0) for each parameter, of its shape; overwritten by later calls."""
         number, place = divmod(step, self.steps)
         if number != self._number:
-            for seed, own in zip(self.seeds, self._block, strict=True):
-                own.normal_(generator=self._generator.manual_seed(named_seed(seed, self.purpose, number)))
+            for seed, own in zip(self._seeds, self._block, strict=True):
+                own.normal_(generator=self._generator.manual_seed(seed + number))
             self._number = number
         return self._views[place]
