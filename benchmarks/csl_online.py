@@ -56,14 +56,13 @@ def measure(case: Case) -> dict[str, list[float]]:
     train_epoch, end_epoch = Trainer._train_epoch, Trainer._end_epoch
     times: dict[str, list[float]] = {"steps": [], "end": []}
 
-    def timed_steps(trainer: Trainer, task: Task) -> None:
-        trainer.callbacks = analyses if trainer.position.epoch % 2 else []
-        trainer._listen()
-        times["steps"].append(seconds(lambda: train_epoch(trainer, task)))
+    def timed_steps(trainer: Trainer, tasks: list[Task]) -> None:
+        trainer.runs[0].callbacks = analyses if trainer.position.epoch % 2 else []
+        times["steps"].append(seconds(lambda: train_epoch(trainer, tasks)))
 
-    def timed_end(trainer: Trainer, task: Task) -> None:
-        times["end"].append(seconds(lambda: end_epoch(trainer, task)))
-        trainer.callbacks = analyses
+    def timed_end(trainer: Trainer, tasks: list[Task]) -> None:
+        times["end"].append(seconds(lambda: end_epoch(trainer, tasks)))
+        trainer.runs[0].callbacks = analyses
 
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
         folder = Path(name)

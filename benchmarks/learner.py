@@ -138,10 +138,10 @@ def measure(case: Case) -> dict[str, list[float]]:
     loops: list[BareLoop] = []
     train_epoch = Trainer._train_epoch
 
-    def in_turns(trainer: Trainer, task: Task) -> None:
+    def in_turns(trainer: Trainer, tasks: list[Task]) -> None:
         if not loops:
-            loops.append(BareLoop(trainer, task))
-        sides = {"trainer": lambda: train_epoch(trainer, task), "bare": loops[0].epoch}
+            loops.append(BareLoop(trainer, tasks[0]))
+        sides = {"trainer": lambda: train_epoch(trainer, tasks), "bare": loops[0].epoch}
         for key in sorted(sides, reverse=bool(trainer.position.epoch % 2)):
             times[key].append(seconds(sides[key], time.process_time))
 

@@ -86,11 +86,11 @@ def measure(case: Case) -> dict[str, list[float]]:
     loops: dict[str, BareLoop] = {}
     train_epoch = Trainer._train_epoch
 
-    def in_turns(trainer: Trainer, task: Task) -> None:
+    def in_turns(trainer: Trainer, tasks: list[Task]) -> None:
         if not loops:
-            loops.update({key: BareLoop.beside(trainer, task) for key in ("same", "default")})
+            loops.update({key: BareLoop.beside(trainer, tasks[0]) for key in ("same", "default")})
             loops["default"].net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        sides = {"steps": lambda: train_epoch(trainer, task), **{key: loop.epoch for key, loop in loops.items()}}
+        sides = {"steps": lambda: train_epoch(trainer, tasks), **{key: loop.epoch for key, loop in loops.items()}}
         for key in sorted(sides, reverse=bool(trainer.position.epoch % 2)):
             times[key].append(seconds(sides[key]))
 

@@ -280,6 +280,7 @@ def test_a_share_of_the_checkpoints_is_scored_before_anyone_is_waited_for(traine
         context=context,
         callbacks=plan.analyses,
         journal=None,
+        keeper=None,
         checkpoints=source.checkpoints,
         share=Share.checkpoints,
     )

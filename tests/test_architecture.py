@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "plastiscope"
 LAYERS = [
     {"app", "samples"},
     {"table"},
-    {"experiment", "analyze", "build", "load", "identity", "settings", "source", "__init__"},
+    {"experiment", "analyze", "build", "load", "identity", "settings", "source", "replicas", "desk", "__init__"},
     {"trainer", "replay", "loop", "analysis"},
     {"learner"},
     {"task_shift_mode", "data", "net", "event", "formats", "landscape"},

@@ -30,14 +30,14 @@ def equal(one, other):
 
 def script(monkeypatch, **columns):
     """Evaluations say what is written here: one number for each completed epoch."""
-    real = trainer.Trainer._evaluate
+    real = trainer.TrainedRun.evaluate
 
     def scripted(self, task):
         row = real(self, task)
         assert columns.keys() <= row.keys()
         return row | {key: values[self.context.epochs_completed - 1] for key, values in columns.items()}
 
-    monkeypatch.setattr(trainer.Trainer, "_evaluate", scripted)
+    monkeypatch.setattr(trainer.TrainedRun, "evaluate", scripted)
 
 
 def run_with(folder, callback, *overrides):

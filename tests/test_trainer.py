@@ -129,14 +129,14 @@ def test_selection_takes_the_first_best_epoch(tmp_path, monkeypatch):
     from plastiscope import trainer
 
     script = {"validation": iter([0.5, 0.8, 0.8, 0.1] * 2)}
-    real = trainer.Trainer._evaluate
+    real = trainer.TrainedRun.evaluate
 
     def scripted(self, task):
         row = real(self, task)
         row["validation_accuracy"] = next(script["validation"])
         return row
 
-    monkeypatch.setattr(trainer.Trainer, "_evaluate", scripted)
+    monkeypatch.setattr(trainer.TrainedRun, "evaluate", scripted)
     run(make_plan(*TINY, "selection=val_best", "snapshots.every=1"), tmp_path / "best")
     best, last = weights(tmp_path / "best", 3), weights(tmp_path / "best", 2)
     assert all(torch.equal(best[name], last[name]) for name in best)

@@ -47,15 +47,29 @@ Numbers = dict[str, float]
 
 @dataclass
 class EpochRecord:
-    """What the steps of one epoch leave behind, on the device: per presentation, in the order of presentation."""
+    """What the steps of one epoch leave behind, on the device: per presentation, in the order of presentation.
+
+    losses and hits are [*lead, n]: several runs that advance together lie side by side.
+    """
 
     losses: Tensor
     correct: Tensor
 
     @classmethod
-    def empty(cls, n: int, device: torch.device) -> "EpochRecord":
-        """Room for n presentations."""
-        return cls(torch.zeros(n, device=device), torch.zeros(n, dtype=torch.bool, device=device))
+    def empty(cls, n: int, device: torch.device, lead: tuple[int, ...] = ()) -> "EpochRecord":
+        """Room for n presentations of each run."""
+        return cls(torch.zeros(*lead, n, device=device), torch.zeros(*lead, n, dtype=torch.bool, device=device))
+
+    def write(self, start: int, losses: Tensor, hits: Tensor | None) -> None:
+        """Note the presentations of a block of steps, [steps, *lead, b] each, from place `start` on."""
+        for place, values in ((self.losses, losses), (self.correct, hits)):
+            if values is not None:
+                in_order = values.movedim(0, -2).flatten(-2)
+                place[..., start : start + in_order.shape[-1]] = in_order
+
+    def of(self, run: int) -> "EpochRecord":
+        """The record of one of several runs."""
+        return EpochRecord(self.losses[run], self.correct[run])
 
 
 @dataclass(kw_only=True)
@@ -227,10 +241,17 @@ class Callback:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
 
+    def hears(self, event: str, is_last: bool) -> bool:
+        """Whether it acts on an event of a step, the epoch's last one or another; settings may leave it nothing to do.
 
-def listeners(callbacks: list[Callback], event: str) -> list[Callable[[Context], Any]]:
-    """Bound methods of the callbacks that override `event`, in order; the loop calls nothing else."""
-    return [getattr(c, event) for c in callbacks if getattr(type(c), event) is not getattr(Callback, event)]
+        Steps to which nobody listens are made many at a time.
+        """
+        return getattr(type(self), event) is not getattr(Callback, event)
+
+
+def listeners(callbacks: list[Callback], event: str, is_last: bool) -> list[Callable[[Context], Any]]:
+    """Bound methods of the callbacks that hear `event` in such a step, in order; the loop calls nothing else."""
+    return [getattr(callback, event) for callback in callbacks if callback.hears(event, is_last)]
 
 
 @contextmanager

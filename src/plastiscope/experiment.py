@@ -1,9 +1,7 @@
 """One run, from its plan to its finished folder: seed, build, resume, train or replay, status, clean-up."""
 
-import contextlib
 import errno
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +11,38 @@ from torch import nn
 from plastiscope.allocator import keep_freed_pages
 from plastiscope.build import Plan, as_known_to, build, plain, read_config
 from plastiscope.data.samples import DataSet
+from plastiscope.desk import Desk, record_failure
 from plastiscope.error import ConfigError, RunError
 from plastiscope.event import Context
-from plastiscope.identity import holds_finished, identity_hash, write_identity
-from plastiscope.learner.learner import Learner, Reset
+from plastiscope.identity import holds_finished
+from plastiscope.learner.learner import InitialNet, Learner, Reset
 from plastiscope.loop import Loop
 from plastiscope.measure.keyed import named_seed
 from plastiscope.net.describe import describe
+from plastiscope.net.units import UnitDescription
 from plastiscope.replay import Replay, goes_on, refuse_training
+from plastiscope.replicas import (
+    Made,
+    check_memory,
+    check_tasks,
+    optimizer_of,
+    plans_of,
+    refuse_what_is_slower,
+    stack_networks,
+    views_of,
+)
 from plastiscope.run.checkpoint import Checkpoints
-from plastiscope.run.folder import FolderLock
 from plastiscope.run.generators import seed_generators
-from plastiscope.run.journal import Journal
 from plastiscope.run.processes import Processes, join_processes, leave_processes
 from plastiscope.run.progress import Progress
 from plastiscope.run.sample_store import SampleStore
 from plastiscope.run.signals import Preempted
 from plastiscope.run.snapshots import SavedWeights
-from plastiscope.run.status import State, read_status, write_status
 from plastiscope.run.storage import read_json
-from plastiscope.run.wandb_sink import WandbSink
 from plastiscope.selection import BestWeights, Selection
 from plastiscope.source import Source, check_data, open_source, with_class_order
 from plastiscope.task_shift_mode.task import TaskShift
-from plastiscope.trainer import Trainer
+from plastiscope.trainer import TrainedRun, Trainer
 
 
 def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
@@ -51,6 +57,10 @@ def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
     stored = read_json(folder / "run.json")
     if stored is None and (folder / "run.json").exists():
         raise RunError(f"{folder}/run.json is damaged; put it back, or start in another folder (hydra.run.dir=...)")
+    if stored is not None and "replica_of" in stored:
+        raise RunError(
+            f"{folder} is one of several runs that advance together; go on with all of them, in {stored['replica_of']}"
+        )
     processes = Processes()
     if plan.settings.replay.folder is not None:
         plan = with_class_order(plan)
@@ -77,52 +87,38 @@ def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
 def _run_first(
     plan: Plan, folder: Path, overrides: list[str], stored: dict[str, Any] | None, processes: Processes
 ) -> None:
-    """All of a run, but for what other processes of a replay do."""
+    """All of a run, or of several that advance together, but for what other processes of a replay do."""
     threads_before = torch.get_num_threads()
     device = choose_device(plan.settings.device)
-    lock = journal = None
+    desk = Desk(folder)
     try:
         torch.set_num_threads(1)  # so that statistics of the data do not depend on the machine
-        data, shift = load_tasks(plan, device)
-        learner = make_learner(plan, shift, data, device)
-        source = open_source(plan, data, learner.units.head) if plan.settings.replay.folder else None
-        _set_threads(plan, stored or (None if source is None else source.about), learner.net, threads_before)
-        check_data(stored, data, folder)
-        lock = FolderLock(folder)
-        write_status(folder, State.running, error=None)
-        (folder / "traceback.txt").unlink(missing_ok=True)
-        write_identity(plan, folder, data, shift.outputs, learner, device, overrides, stored, source)
-        journal = Journal(folder, plan.settings.snapshots, plan.settings.checkpoint_every_s, identity_hash(plan))
+        made = _make(plan, device)
+        source = open_source(plan, made.data[0], made.learner.units.head) if plan.settings.replay.folder else None
+        _set_threads(plan, stored or (None if source is None else source.about), made.nets[0], threads_before)
+        check_data(stored, made.data[0], folder)
+        desk.open(made, device, overrides, stored, source)
         loop: Loop
-        if source is None:
-            loop = _trainer(plan, shift, learner, journal, folder)
-        else:
-            loop = _replay(plan, shift, learner, source, processes, journal, folder)
-        _resume(plan, loop, journal)
+        loop = _trainer(made, desk) if source is None else _replay(made, source, processes, folder, desk)
+        _resume(made, loop, desk)
         processes.barrier()  # the folder is ready: the others read where we are
         processes.barrier()
         loop.run()
-        if plan.settings.figures:
-            _draw(folder)
-        write_status(folder, State.done, num_tasks=plan.settings.num_tasks)
-        journal.say(f"done: {folder}")
+        desk.finish(plan.settings.num_tasks, plan.settings.figures)
     except Preempted as stop:
         raise SystemExit(128 + stop.signum) from None
     except OSError as error:
         if error.errno != errno.ENOSPC:
-            _fail(folder, lock, error)
+            desk.fail(error)
             raise
         full = RunError(f"no space left on the device that holds {folder}; make room and start the same command again")
-        _fail(folder, lock, full)
+        desk.fail(full)
         raise full from None
     except Exception as error:
-        _fail(folder, lock, error)
+        desk.fail(error)
         raise
     finally:
-        if journal is not None:
-            journal.close(0 if read_status(folder).get("state") == State.done.value else 1)
-        if lock is not None:
-            lock.release()
+        desk.close()
         torch.set_num_threads(threads_before)
 
 
@@ -178,18 +174,51 @@ def make_net(plan: Plan, input_shape: tuple[int, ...], outputs: int, k: int = 0)
 def make_learner(plan: Plan, shift: TaskShift, data: DataSet, device: torch.device) -> Learner:
     """The learner with its network on the device, and the global generators seeded."""
     keep_freed_pages()
-    net = make_net(plan, data.input_shape, shift.outputs)
-    with torch.random.fork_rng([]):
-        units = describe(net, torch.zeros(2, *data.input_shape))
+    initial_net = _initial_net(plan, shift, data)
+    net = initial_net(0)
+    units = _described(net, data)
     net.to(device)
     if getattr(net, "prefers_channels_last", False):
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     seed_generators(named_seed(plan.settings.seed, "run"))
-
-    def initial_net(k: int) -> nn.Module:
-        return make_net(plan, data.input_shape, shift.outputs, k)
-
     return plan.learner.make(net, units, initial_net, plan.settings.seed)
+
+
+def _initial_net(plan: Plan, shift: TaskShift, data: DataSet) -> InitialNet:
+    return lambda k: make_net(plan, data.input_shape, shift.outputs, k)
+
+
+def _described(net: nn.Module, data: DataSet) -> UnitDescription:
+    with torch.random.fork_rng([]):
+        return describe(net, torch.zeros(2, *data.input_shape))
+
+
+def _make(plan: Plan, device: torch.device) -> Made:
+    """Data, tasks, networks and learner of a plan.
+
+    Raises:
+        ConfigError: runs that cannot advance together.
+    """
+    if plan.settings.replicas == 1:
+        data, shift = load_tasks(plan, device)
+        learner = make_learner(plan, shift, data, device)
+        return Made(plan, [plan], [data], [shift], [learner.net], learner)
+    plans = plans_of(plan)
+    loaded = [load_tasks(one, device) for one in plans]
+    made, shifts = [data for data, _ in loaded], [shift for _, shift in loaded]
+    check_tasks(shifts, plan.settings.num_tasks)
+    keep_freed_pages()
+    initial_nets = [_initial_net(one, shift, data) for one, (data, shift) in zip(plans, loaded, strict=True)]
+    one = initial_nets[0](0)
+    refuse_what_is_slower(one, device)
+    check_memory(plan, one, device)
+    units = _described(one, made[0])
+    stacked, initial_net = stack_networks(initial_nets, torch.zeros(2, *made[0].input_shape))
+    stacked.to(device)
+    seed_generators(named_seed(plan.settings.seed, "run"))
+    learner = plan.learner.make(stacked, units, initial_net, [one.settings.seed for one in plans], lead=1)
+    nets = views_of(stacked, lambda: initial_nets[0](0).to(device), len(plans))
+    return Made(plan, plans, made, shifts, nets, learner)
 
 
 def make_context(
@@ -218,38 +247,38 @@ def make_context(
     )
 
 
-def _trainer(plan: Plan, shift: TaskShift, learner: Learner, journal: Journal, folder: Path) -> Trainer:
-    settings = plan.settings
+def _trainer(made: Made, desk: Desk) -> Trainer:
+    settings, learner = made.plan.settings, made.learner
+    runs = []
+    for r, (plan, journal) in enumerate(zip(made.plans, desk.journals, strict=True)):
+        context = make_context(plan, made.shifts[r], learner, journal.snapshots, journal.samples, journal.folder)
+        if learner.lead:
+            context.net = made.nets[r]
+            context.optimizer = optimizer_of(learner.optimizer, learner.net, context.net)
+        best = BestWeights(settings.selection)
+        runs.append(TrainedRun(index=r, context=context, callbacks=plan.analyses, journal=journal, best=best))
     return Trainer(
         learner=learner,
-        context=make_context(plan, shift, learner, journal.snapshots, journal.samples, folder),
-        callbacks=plan.analyses,
-        journal=journal,
+        runs=runs,
+        keeper=desk.keeper,
         batch_size=settings.batch_size,
         eval_every=settings.eval_every,
-        best=BestWeights(settings.selection),
         verbose=settings.verbose,
     )
 
 
-def _replay(
-    plan: Plan,
-    shift: TaskShift,
-    learner: Learner,
-    source: Source,
-    processes: Processes,
-    journal: Journal | None,
-    folder: Path,
-) -> Replay:
-    context = make_context(plan, shift, learner, source.checkpoints, SampleStore(folder / "samples"), folder)
+def _replay(made: Made, source: Source, processes: Processes, folder: Path, desk: Desk | None) -> Replay:
+    plan, learner = made.plan, made.learner
+    context = make_context(plan, made.shifts[0], learner, source.checkpoints, SampleStore(folder / "samples"), folder)
     context.checkpoints, context.processes, context.replay_facts = source.walked, processes, source.facts
-    if journal is not None:
-        context.sample_store = journal.samples
+    if desk is not None:
+        context.sample_store = desk.journals[0].samples
     return Replay(
         learner=learner,
         context=context,
         callbacks=plan.analyses,
-        journal=journal,  # type: ignore[arg-type]  # only the first process keeps one
+        journal=None if desk is None else desk.journals[0],  # type: ignore[arg-type]  # only the first process has one
+        keeper=None if desk is None else desk.keeper,  # type: ignore[arg-type]
         checkpoints=source.checkpoints,
         eval_every=plan.settings.eval_every,
         share=plan.settings.replay.share,
@@ -262,12 +291,11 @@ def _follow(plan: Plan, folder: Path, processes: Processes) -> None:
     try:
         torch.set_num_threads(1)
         device = choose_device(plan.settings.device)
-        data, shift = load_tasks(plan, device)
-        learner = make_learner(plan, shift, data, device)
-        source = open_source(plan, data, learner.units.head)
+        made = _make(plan, device)
+        source = open_source(plan, made.data[0], made.learner.units.head)
         processes.barrier()  # the first one has made the folder
         torch.set_num_threads(read_json(folder / "run.json")["threads"])
-        replay = _replay(plan, shift, learner, source, processes, None, folder)
+        replay = _replay(made, source, processes, folder, None)
         loaded = Checkpoints(folder / "checkpoint").load()
         if loaded is not None:
             replay.load_state_dict(loaded[0])
@@ -277,24 +305,18 @@ def _follow(plan: Plan, folder: Path, processes: Processes) -> None:
         torch.set_num_threads(threads_before)
 
 
-def _resume(plan: Plan, loop: Loop, journal: Journal) -> None:
+def _resume(made: Made, loop: Loop, desk: Desk) -> None:
     """Take up the newest checkpoint, if there is one; open progress and mirror."""
-    loaded = journal.load_checkpoint()
+    loaded = desk.keeper.load()
     if loaded is not None:
         state, warning = loaded
-        if isinstance(loop, Replay):
-            loop.take_up(state)
-        else:
-            loop.load_state_dict(state)
+        loop.take_up(state)
         if warning:
             print(warning, file=sys.stderr)
         print(f"going on at {loop.where()}", flush=True)
-    if plan.settings.use_wandb:
-        journal.wandb = WandbSink(journal.folder, plan.settings.wandb, plan.config, journal.past_rows())
-        if journal.wandb.note:
-            print(journal.wandb.note, flush=True)
+    desk.mirror(made)
     done, total = loop.progress
-    journal.progress = Progress(total, done, plan.settings.verbose)
+    desk.keeper.progress = Progress(total, done, made.plan.settings.verbose)
 
 
 def _has_more(plan: Plan, stored: dict[str, Any], folder: Path) -> bool:
@@ -324,27 +346,8 @@ def _is_small(net: nn.Module) -> bool:
     return not layered and sum(p.numel() for p in net.parameters()) < 1_000_000
 
 
-def _draw(folder: Path) -> None:
-    from plastiscope.figure.run import draw_run
-
-    draw_run(folder)
-
-
-def _fail(folder: Path, lock: FolderLock | None, error: Exception) -> None:
-    """Say in the folder why the run failed, if the run had begun."""
-    if lock is None:
-        return
-    with contextlib.suppress(OSError):  # on a full disk the error itself must still reach the user
-        _record_failure(folder, error)
-
-
-def _record_failure(folder: Path, error: Exception) -> None:
-    (folder / "traceback.txt").write_text("".join(traceback.format_exception(error)))
-    write_status(folder, State.failed, error=str(error) or type(error).__name__)
-
-
 def note_failure(folder: Path, error: Exception) -> None:
     """Leave the reason in a job's folder when a job of a sweep failed before its run began."""
     if not (folder / "status.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _record_failure(folder, error)
+        record_failure(folder, error)

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from plastiscope.build import Plan, config_hash, differences, to_yaml
-from plastiscope.data.samples import DataSet
 from plastiscope.error import RunError
-from plastiscope.learner.learner import Learner
+from plastiscope.replicas import Made
 from plastiscope.run.status import State, read_status
 from plastiscope.run.storage import write_atomic, write_json
 from plastiscope.settings import is_resumable
@@ -50,15 +49,28 @@ def _without_resumable(node: dict[str, Any], prefix: str = "") -> dict[str, Any]
 def write_identity(
     plan: Plan,
     folder: Path,
-    data: DataSet,
-    outputs: int,
-    learner: Learner,
+    made: Made,
+    r: int,
     device: torch.device,
     overrides: list[str],
     stored: dict[str, Any] | None,
     source: Source | None = None,
+    group: Path | None = None,
 ) -> None:
-    """config.yaml, and run.json with all that tells the run from others; on a resume only what may change."""
+    """config.yaml, and run.json with all that tells the run from others; on a resume only what may change.
+
+    Args:
+        plan: of the run, or of the group of runs.
+        folder: its own.
+        made: data and networks.
+        r: which of them are its own.
+        device: in use.
+        overrides: as on the command line.
+        stored: the run.json that is there.
+        source: in a replay, of the weights.
+        group: folder of the group that it belongs to.
+    """
+    data, net = made.data[r], made.nets[r]
     write_atomic(folder / "config.yaml", to_yaml(plan.config).encode())
     identity = stored or {
         "schema_version": SCHEMA_VERSION,
@@ -72,12 +84,14 @@ def write_identity(
         "arch": plan.arch,
         "data": data.description,
         "input_shape": list(data.input_shape),
-        "outputs": outputs,
-        "parameters": sum(p.numel() for p in learner.net.parameters()),
-        "units": learner.units.num_units,
+        "outputs": made.shifts[r].outputs,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "units": made.learner.units.num_units,
     }
     if source is not None:
         identity = {**identity, "replay_of": source.identity(folder)}
+    if group is not None:
+        identity = {**identity, "replica_of": str(group.resolve())}
     write_json(folder / "run.json", {**identity, "device": str(device), "config_hash": identity_hash(plan)})
 
 

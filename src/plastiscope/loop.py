@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +10,14 @@ from typing import Any
 from plastiscope.event import Callback, Context, Numbers, undisturbed
 from plastiscope.run.generators import generator_states, load_generator_states
 from plastiscope.run.journal import Journal
+from plastiscope.run.keeper import Keeper
 from plastiscope.run.signals import Preempted
 from plastiscope.task_shift_mode.task import Task, evaluate
 
 
 @dataclass(kw_only=True)
-class Loop(ABC):
-    """A loop over tasks that fires events.
+class Events:
+    """The events of one run, its evaluation and its rows.
 
     Attributes:
         context, callbacks, journal: the parts, as built.
@@ -26,18 +27,91 @@ class Loop(ABC):
     callbacks: list[Callback]
     journal: Journal
     _entry: dict[str, Any] | None = None
-    """Callback and generator states as `_looking` was entered, while inside it."""
+    """Callback and generator states as `looking` was entered, while inside it."""
+
+    def fire(self, event: str) -> Numbers:
+        """Fire an event outside the step; returns all numbers and notes each callback's seconds."""
+        numbers: Numbers = {}
+        for callback in self.callbacks:
+            if getattr(type(callback), event) is not getattr(Callback, event):
+                began = time.perf_counter()
+                numbers |= getattr(callback, event)(self.context) or {}
+                self.journal.time(f"{callback.name}/runtime_sec", time.perf_counter() - began)
+        return numbers
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Around evaluation and analyses: they change nothing, and a signal ends them at once."""
+        stop = self.journal.stop
+        self._entry = {"callbacks": self.callback_states(), "generators": generator_states()}
+        with undisturbed(self.context.net):
+            stop.at_once = True
+            try:
+                if stop.received is not None:
+                    raise Preempted(stop.received)
+                yield
+            finally:
+                stop.at_once = False
+        self._entry = None
+
+    def take_back(self) -> None:
+        """Undo what a callback that was interrupted had done to its own state."""
+        if self._entry is not None:
+            self.load_callbacks(self._entry["callbacks"])
+            load_generator_states(self._entry["generators"])
+            self._entry = None
+
+    def callback_states(self) -> dict[str, Any]:
+        """State of each callback, by name."""
+        return {callback.name: callback.state_dict() for callback in self.callbacks}
+
+    def load_callbacks(self, states: dict[str, Any]) -> None:
+        """Take back what `callback_states` gave."""
+        for callback in self.callbacks:
+            callback.load_state_dict(states[callback.name])
+
+    def evaluate(self, task: Task) -> Numbers:
+        """Loss and accuracy on the task's test samples and, if there are any, validation samples."""
+        numbers: Numbers = {}
+        for split, samples in (("validation", task.validation), ("test", task.test)):
+            if samples is not None and len(samples):
+                began = time.perf_counter()
+                scores = evaluate(self.context.net, task, samples, self.context.epochs_completed)
+                numbers |= {f"{split}_loss": scores.loss, **named(f"{split}_accuracy", scores.accuracy)}
+                self.journal.time(f"{split}_evaluation_runtime", time.perf_counter() - began)
+        return numbers
+
+    def place(self, kind: str) -> dict[str, Any]:
+        """Where a row stands: its kind, its step (docs/architecture.md, "Clock") and its task."""
+        context = self.context
+        return {"kind": kind, "global_epoch": context.epochs_completed - 1, "task_idx": context.task_idx}
+
+
+@dataclass(kw_only=True)
+class Loop(ABC):
+    """A loop over tasks that fires events.
+
+    Attributes:
+        keeper: of its state.
+    """
+
+    keeper: Keeper
 
     def run(self) -> None:
-        """Go on to the end; a signal saves the run and goes to whoever handled it before."""
+        """Go on to the end; a signal saves the state and goes to whoever handled it before."""
         while True:
             try:
                 return self._run()
             except Preempted:
-                self._take_back()
+                for events in self.watched():
+                    events.take_back()
                 self._checkpoint()
-                self.journal.preempted()
-                self.journal.stop.pass_on()
+                self.keeper.preempted()
+                self.keeper.stop.pass_on()
+
+    @abstractmethod
+    def watched(self) -> Sequence[Events]:
+        """The runs that it goes through."""
 
     @property
     @abstractmethod
@@ -56,6 +130,10 @@ class Loop(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
 
+    def take_up(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.load_state_dict(state)
+
     @abstractmethod
     def _run(self) -> None:
         """Go on from where the state is to the end."""
@@ -63,61 +141,6 @@ class Loop(ABC):
     @abstractmethod
     def _checkpoint(self) -> None:
         """Save the state."""
-
-    def _fire(self, event: str) -> Numbers:
-        """Fire an event outside the step; returns all numbers and notes each callback's seconds."""
-        numbers: Numbers = {}
-        for callback in self.callbacks:
-            if getattr(type(callback), event) is not getattr(Callback, event):
-                began = time.perf_counter()
-                numbers |= getattr(callback, event)(self.context) or {}
-                self.journal.time(f"{callback.name}/runtime_sec", time.perf_counter() - began)
-        return numbers
-
-    @contextmanager
-    def _looking(self) -> Iterator[None]:
-        """Around evaluation and analyses: they change nothing, and a signal ends them at once."""
-        stop = self.journal.stop
-        self._entry = {"callbacks": self._callback_states(), "generators": generator_states()}
-        with undisturbed(self.context.net):
-            stop.at_once = True
-            try:
-                if stop.received is not None:
-                    raise Preempted(stop.received)
-                yield
-            finally:
-                stop.at_once = False
-        self._entry = None
-
-    def _take_back(self) -> None:
-        """Undo what a callback that was interrupted had done to its own state."""
-        if self._entry is not None:
-            self._load_callbacks(self._entry["callbacks"])
-            load_generator_states(self._entry["generators"])
-            self._entry = None
-
-    def _callback_states(self) -> dict[str, Any]:
-        return {callback.name: callback.state_dict() for callback in self.callbacks}
-
-    def _load_callbacks(self, states: dict[str, Any]) -> None:
-        for callback in self.callbacks:
-            callback.load_state_dict(states[callback.name])
-
-    def _evaluate(self, task: Task) -> Numbers:
-        """Loss and accuracy on the task's test samples and, if there are any, validation samples."""
-        numbers: Numbers = {}
-        for split, samples in (("validation", task.validation), ("test", task.test)):
-            if samples is not None and len(samples):
-                began = time.perf_counter()
-                scores = evaluate(self.context.net, task, samples, self.context.epochs_completed)
-                numbers |= {f"{split}_loss": scores.loss, **named(f"{split}_accuracy", scores.accuracy)}
-                self.journal.time(f"{split}_evaluation_runtime", time.perf_counter() - began)
-        return numbers
-
-    def _place(self, kind: str) -> dict[str, Any]:
-        """Where a row stands: its kind, its step (docs/architecture.md, "Clock") and its task."""
-        context = self.context
-        return {"kind": kind, "global_epoch": context.epochs_completed - 1, "task_idx": context.task_idx}
 
 
 def is_evaluated(epoch: int, epochs: int, eval_every: int) -> bool:

@@ -41,7 +41,7 @@ from plastiscope.error import ConfigError, RunError, require
 from plastiscope.event import Callback, Numbers, undisturbed
 from plastiscope.formats.checkpoints import CheckpointFolder, Layout, Wanted, find_checkpoints, fit
 from plastiscope.learner.learner import Learner
-from plastiscope.loop import Loop, is_evaluated
+from plastiscope.loop import Events, Loop, is_evaluated
 from plastiscope.run.journal import NOTHING
 from plastiscope.run.snapshots import digest
 
@@ -187,7 +187,7 @@ def goes_on(before: Sequence[int], now: Sequence[int], folder: Path) -> bool:
 
 
 @dataclass(kw_only=True)
-class Replay(Loop):
+class Replay(Events, Loop):
     """The state of a replay, and the walk.
 
     Attributes:
@@ -224,8 +224,8 @@ class Replay(Loop):
         walk = self.walk
         if self.position == 0:
             self._load(walk[0].epochs_completed if self._is_there(walk[0]) else walk[1].epochs_completed)
-            with self._looking():
-                self._fire("on_run_begin")
+            with self.looking():
+                self.fire("on_run_begin")
         while self.position < len(walk):
             stop = walk[self.position]
             self._go_to(stop)
@@ -233,11 +233,11 @@ class Replay(Loop):
             self.position += 1
             if stop.event == "end":
                 place = self.journal.place(stop.epochs_completed)
-                self.task_end = {"position": self.position, "callbacks": self._callback_states(), "place": place}
+                self.task_end = {"position": self.position, "callbacks": self.callback_states(), "place": place}
             if self.position == len(walk) or walk[self.position].epochs_completed != stop.epochs_completed:
                 self._checkpoint()
-        with self._looking():
-            self._fire("on_run_end")
+        with self.looking():
+            self.fire("on_run_end")
         with suppress(OSError):  # parts/ is empty, unless something of another walk was left there
             (self.context.run_folder / "parts").rmdir()
 
@@ -252,27 +252,29 @@ class Replay(Loop):
         if not self._is_there(stop):
             self.task_begin_row = {}
             return
-        with self._looking():
-            self.task_begin_row = self._fire("on_task_begin")
+        with self.looking():
+            self.task_begin_row = self.fire("on_task_begin")
 
     def _epoch(self, stop: Stop) -> None:
         context = self.context
         row: Numbers = {}
-        with self._looking():
+        with self.looking():
             if is_evaluated(context.epoch, context.epochs, self.eval_every):
-                row |= self._evaluate(context.current_task)
+                row |= self.evaluate(context.current_task)
             self.last_row = dict(row)
             context.epoch_row = row
-            row |= self._fire("on_epoch_end")
-        self.journal.log({**self._place("epoch"), "epoch": context.epoch, **row})
+            row |= self.fire("on_epoch_end")
+        row = {**self.place("epoch"), "epoch": context.epoch, **row}
+        self.journal.log(row)
+        self.keeper.epoch_done([row])
 
     def _end(self, stop: Stop) -> None:
         context = self.context
         context.epoch_row = self.last_row
         row = {f"task_{key}": value for key, value in self.last_row.items()}
-        with self._looking():
-            row |= context.current_task.numbers | self.task_begin_row | self._fire("on_task_end")
-        self.journal.log({**self._place("task_end"), **row})
+        with self.looking():
+            row |= context.current_task.numbers | self.task_begin_row | self.fire("on_task_end")
+        self.journal.log({**self.place("task_end"), **row})
         self.task_begin_row = {}
 
     def _go_to(self, stop: Stop) -> None:
@@ -323,7 +325,7 @@ class Replay(Loop):
         if self.share is Share.samples or together.world == 1:
             return
         together = replace(together, works_apart=True)
-        before = self._callback_states()
+        before = self.callback_states()
         self.context.processes = replace(together, is_ahead=True)
         ahead = self.walk[self.position :]
         for epochs_completed in sorted({stop.epochs_completed for stop in ahead})[together.rank :: together.world]:
@@ -332,8 +334,12 @@ class Replay(Loop):
                     self._go_to(stop)
                     self._fire_shared(stop)
         self.context.processes, self.context.task, self._loaded = together, None, None
-        self._load_callbacks(before)
+        self.load_callbacks(before)
         together.barrier()
+
+    def watched(self) -> list[Events]:
+        """The walk itself."""
+        return [self]
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -348,7 +354,7 @@ class Replay(Loop):
     def _checkpoint(self) -> None:
         walk = self.walk
         done = walk[self.position - 1].epochs_completed if self.position else -1
-        self.journal.checkpoint(self.state_dict(), done)
+        self.keeper.save(self.state_dict(), done)
 
     def state_dict(self) -> dict[str, Any]:
         """All of the walk's state; the weights are where they were."""
@@ -356,7 +362,7 @@ class Replay(Loop):
             "position": self.position,
             "last_row": self.last_row,
             "task_begin_row": self.task_begin_row,
-            "callbacks": self._callback_states(),
+            "callbacks": self.callback_states(),
             "walked": list(self.context.checkpoints or ()),
             "task_end": self.task_end,
         }
@@ -365,7 +371,7 @@ class Replay(Loop):
         """Take back what `state_dict` gave."""
         self.position, self.last_row = state["position"], state["last_row"]
         self.task_begin_row, self.task_end = state["task_begin_row"], state.get("task_end")
-        self._load_callbacks(state["callbacks"])
+        self.load_callbacks(state["callbacks"])
 
     def take_up(self, state: dict[str, Any]) -> None:
         """Go on from a state; from its last task end, if there are more checkpoints now than there were then.

@@ -21,6 +21,8 @@ class Settings:
     """Per task."""
     batch_size: int = 64
     seed: int = 0
+    replicas: int = 1
+    """Runs with the seeds seed, seed + 1, ... that advance together in one process, each with a folder of its own."""
     device: str = "auto"
     """auto (an accelerator if there is one), cpu, cuda, cuda:1."""
     threads: int | None = None
@@ -45,12 +47,14 @@ class Settings:
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(self.name not in ("", ".", "..") and "/" not in self.name, "name", self.name, "must be a folder name")
-        for key in ("num_tasks", "epochs", "batch_size", "eval_every"):
+        for key in ("num_tasks", "epochs", "batch_size", "eval_every", "replicas"):
             require(getattr(self, key) >= 1, key, getattr(self, key), "must be 1 or more")
         require(self.seed >= 0, "seed", self.seed, "must be 0 or more")
         allowed = self.threads is None or 1 <= self.threads <= 1024
         require(allowed, "threads", self.threads, "must be 1 to 1024, or null")
         require(self.checkpoint_every_s >= 0, "checkpoint_every_s", self.checkpoint_every_s, "must be 0 or more")
+        alone = self.replicas == 1 or self.replay.folder is None
+        require(alone, "replicas", self.replicas, "must be 1 in a replay: saved weights are those of one run")
         kind = self.device.split(":")[0]
         require(kind in ("auto", "cpu", "cuda", "mps"), "device", self.device, "must be auto, cpu, cuda or mps")
 

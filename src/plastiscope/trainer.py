@@ -11,74 +11,134 @@
         selection of weights, snapshot, analyses, one row in metrics.jsonl
         checkpoint
 
-Nothing in the step waits for the device: losses and hits go into buffers that are read at the epoch's end. After each
-step the loop asks whether a signal came; then it saves itself and stops. The position (task, epoch, batch), the
-buffers, the weights, the learner, the callbacks and the global random number generators are the whole state: a run
-that goes on from a checkpoint equals one that was never stopped, bit for bit.
+The loop is over one run, or over several that advance together (replicas.py): one step updates them all, everything
+outside the steps is done for one after the other.
+
+Nothing in the step waits for the device: losses and hits go into buffers that are read at the epoch's end. Batches are
+gathered many at a time; steps to which nobody listens are handed to the learner as one block. After each step, or such
+a block, the loop asks whether a signal came; then it saves itself and stops. The position (task, epoch, batch, runs
+served), the buffers, the weights, the learner, the callbacks and the global random number generators are the whole
+state: a run that goes on from a checkpoint equals one that was never stopped, bit for bit.
 """
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from plastiscope.data.samples import Samples
+from plastiscope.data.samples import Batch, Samples, side_by_side
 from plastiscope.error import RunError
 from plastiscope.event import Context, EpochRecord, Numbers, listeners
 from plastiscope.learner.learner import Learner
-from plastiscope.loop import Loop, is_evaluated, named
+from plastiscope.loop import Events, Loop, is_evaluated, named
 from plastiscope.measure.evaluation import Scores
 from plastiscope.measure.keyed import named_seed
 from plastiscope.measure.loss import Loss, correct
 from plastiscope.run.generators import generator_states, load_generator_states
 from plastiscope.run.signals import Preempted
 from plastiscope.selection import BestWeights
-from plastiscope.task_shift_mode.task import Task
+from plastiscope.task_shift_mode.task import Task, check_alike
 
 TASK_LAST = ("epoch_loss", "epoch_accuracy")
+GATHERED = 1 << 20
+"""Input values that are gathered at a time, about; 4 MiB stay in the cache."""
+MOST_STEPS = 256
+"""Steps that are gathered at a time, at most."""
+Listener = Callable[[Context], Any]
 
 
 @dataclass
 class Position:
-    """Where the run is: `batch` batches of epoch `epoch` of task `task` are done; epoch = epochs: analyses are next.
+    """Where the loop is: `batch` batches of epoch `epoch` of task `task` are done; epoch = epochs: analyses are next.
 
-    `begun`: the learner has begun the task.
+    `begun`: the learner has begun the task. `served`: so many runs have had the event under way.
     """
 
     task: int = 0
     epoch: int = 0
     batch: int = 0
     begun: bool = False
+    served: int = 0
+
+
+@dataclass(kw_only=True)
+class TrainedRun(Events):
+    """One run of the loop.
+
+    Attributes:
+        index: in the stack; 0 of a run alone.
+        best: weights of the task, by the run's selection.
+        last_row: the newest epoch's numbers.
+        task_begin_row: numbers measured as the task began, for the task's row; None before that.
+        failure: why it cannot go on beside the others; empty while it does.
+    """
+
+    index: int = 0
+    best: BestWeights
+    last_row: Numbers = field(default_factory=dict)
+    task_begin_row: Numbers | None = None
+    failure: str = ""
+
+    @property
+    def net(self) -> nn.Module:
+        """Its network."""
+        return self.context.net
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its own state, beside that of the loop."""
+        return {
+            "best": self.best.state_dict(),
+            "last_row": self.last_row,
+            "task_begin_row": self.task_begin_row,
+            "callbacks": self.callback_states(),
+            "failure": self.failure,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Take back what `state_dict` gave."""
+        self.best.load_state_dict(state["best"], device)
+        self.last_row, self.task_begin_row = state["last_row"], state["task_begin_row"]
+        self.load_callbacks(state["callbacks"])
+        self.failure = state["failure"]
+        self.journal.has_failed = bool(self.failure)
 
 
 @dataclass(kw_only=True)
 class Trainer(Loop):
-    """The state of a run, and the loop over it.
+    """The state of the loop, and the loop.
 
     Attributes:
-        learner: owns the network.
-        best: weights of the task, by the run's selection.
+        learner: owns the network, or the stacked networks of several runs.
+        runs: those that it trains, in the order of the stack.
         batch_size, eval_every, verbose: settings of the same names.
-        position: where the run is.
+        position: where the loop is.
         record: of the epoch that is under way.
-        last_row: the newest epoch's numbers.
-        task_begin_row: numbers measured as the task began, for the task's row; None before that.
         begun: on_run_begin has been fired.
     """
 
     learner: Learner
-    best: BestWeights
+    runs: list[TrainedRun]
     batch_size: int
     eval_every: int = 1
     verbose: bool = False
     position: Position = field(default_factory=Position)
     record: EpochRecord | None = None
-    last_row: Numbers = field(default_factory=dict)
-    task_begin_row: Numbers | None = None
     begun: bool = False
+    _on_batch_end: list[Callable[[Batch, Tensor, Tensor], None]] = field(default_factory=list)
+
+    def watched(self) -> Sequence[Events]:
+        """The runs."""
+        return self.runs
+
+    @property
+    def context(self) -> Context:
+        """Of the first run; the others have the same tasks, epochs and clock."""
+        return self.runs[0].context
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -87,157 +147,275 @@ class Trainer(Loop):
         return self.position.task * epochs + self.position.epoch, self.context.num_tasks * epochs
 
     def where(self) -> str:
-        """The place at which the run goes on, for people."""
+        """The place at which the loop goes on, for people."""
         return f"task {self.position.task}, epoch {self.position.epoch}, batch {self.position.batch}"
 
     def _run(self) -> None:
-        context = self.context
-        self._listen()
         if not self.begun:
-            self.journal.snapshot(0, self.learner.net.state_dict())
-            with self._looking():
-                self._fire("on_run_begin")
+            for run in self._each():
+                run.journal.snapshot(0, run.net.state_dict())
+                with run.looking():
+                    run.fire("on_run_begin")
             self.begun = True
-        while self.position.task < context.num_tasks:
-            task = context.task = context.shift.task(self.position.task)
-            self._begin_task(task)
-            while self.position.epoch < context.epochs:
-                self._train_epoch(task)
-                self._end_epoch(task)
-            self._end_task(task)
-        with self._looking():
-            self._fire("on_run_end")
+        while self.position.task < self.context.num_tasks:
+            self._begin_task(tasks := self._tasks(self.position.task))
+            while self.position.epoch < self.context.epochs:
+                self._train_epoch(tasks)
+                self._end_epoch(tasks)
+            self._end_task(tasks)
+        for run in self._each():
+            with run.looking():
+                run.fire("on_run_end")
 
-    def _begin_task(self, task: Task) -> None:
+    def _each(self) -> Iterator[TrainedRun]:
+        """The runs that go on, each once: one that a signal interrupts is taken up again, those before it are not."""
+        at = self.position
+        while at.served < len(self.runs):
+            if not self.runs[at.served].failure:
+                yield self.runs[at.served]
+            at.served += 1
+        at.served = 0
+
+    def _tasks(self, k: int) -> list[Task]:
+        """Task k of each run."""
+        for run in self.runs:
+            run.context.task = run.context.shift.task(k)
+        tasks = [run.context.current_task for run in self.runs]
+        check_alike(tasks)
+        return tasks
+
+    def _begin_task(self, tasks: Sequence[Task]) -> None:
         """New head or reset, and the look before training; on the way back from a checkpoint only what is missing."""
-        at, context = self.position, self.context
-        self.learner.take_up(task)
+        at, learner = self.position, self.learner
+        learner.take_up(tasks[0])
         if not at.begun:
-            self.learner.begin_task(task)
-            self.best.forget()
+            learner.begin_task(tasks[0])
+            for run in self.runs:
+                run.best.forget()
             at.begun = True
-        if self.task_begin_row is None:
-            context.epoch, context.epochs_completed = 0, at.task * context.epochs
-            with self._looking():
-                self.task_begin_row = self._fire("on_task_begin")
+        for run in self.runs:
+            if run.task_begin_row is None and not run.failure:
+                run.context.epoch, run.context.epochs_completed = 0, at.task * run.context.epochs
+                with run.looking():
+                    run.task_begin_row = run.fire("on_task_begin")
 
-    def _train_epoch(self, task: Task) -> None:
+    def _train_epoch(self, tasks: Sequence[Task]) -> None:
         """The steps of one epoch, from the batch at which we are."""
-        at, context, learner, stop = self.position, self.context, self.learner, self.journal.stop
-        device, size, n, first = task.train.rows.device, self.batch_size, len(task.train), at.batch
-        order = presentation_order(task.train, context.seed, at.task, at.epoch)
-        record = self.record = self.record or EpochRecord.empty(n, device)
-        context.order, context.record = order, record
-        context.epoch, context.num_batches = at.epoch, -(-n // size)
-        context.epochs_completed = at.task * context.epochs + at.epoch
-        learner.net.train()
-        learner.begin_epoch(at.epoch)
-        if first == 0:
-            self._fire("on_epoch_begin")
+        at, stop, loss, size = self.position, self.keeper.stop, tasks[0].loss, self.batch_size
+        orders, record = self._begin_epoch(tasks)
         began = time.perf_counter()
-        batches = task.train.batches(size, order, context.epochs_completed, first)
-        places = zip(record.losses.split(size)[first:], record.correct.split(size)[first:], strict=True)
-        for batch, (losses_place, correct_place) in zip(batches, places, strict=True):
-            context.batch_index = at.batch
-            losses, outputs = learner.step(batch)
-            losses_place.copy_(losses)
-            if (hits := correct(task.loss, outputs, batch.targets)) is not None:
-                correct_place.copy_(hits)
-            at.batch += 1
-            if self._on_batch_end:
-                context.batch, context.losses, context.logits = batch, losses, outputs
-                for callback in self._on_batch_end:
-                    callback(context)
-            if self.verbose and at.batch % 25 == 0:
-                self._say_accuracy(record)
+        for block in self._blocks(tasks, orders):
+            losses, outputs = self._steps(block)
+            hits = correct(loss, outputs, block.targets[: len(losses)])
+            record.write((at.batch - len(losses)) * size, losses, hits)
+            if self.verbose:
+                self._say_accuracy(record, len(losses))
             if stop.received is not None:
                 raise Preempted(stop.received)
-        self.journal.time("epoch_runtime", time.perf_counter() - began)
+        for run in self.runs:
+            run.journal.time("epoch_runtime", time.perf_counter() - began)
 
-    def _end_epoch(self, task: Task) -> None:
+    def _begin_epoch(self, tasks: Sequence[Task]) -> tuple[list[Tensor], EpochRecord]:
+        """Order of presentation of each run, record, clock and step size of the epoch."""
+        at, learner, n = self.position, self.learner, len(tasks[0].train)
+        lead = (len(self.runs),) * learner.lead
+        record = self.record = self.record or EpochRecord.empty(n, tasks[0].train.rows.device, lead)
+        learner.net.train()
+        learner.begin_epoch(at.epoch)
+        for run, task in zip(self.runs, tasks, strict=True):
+            context = run.context
+            context.order = presentation_order(task.train, context.seed, at.task, at.epoch)
+            context.record = record.of(run.index) if lead else record
+            context.epoch, context.num_batches = at.epoch, -(-n // self.batch_size)
+            context.epochs_completed = at.task * context.epochs + at.epoch
+            if at.batch == 0 and not run.failure:
+                run.fire("on_epoch_begin")
+        return [run.context.order for run in self.runs if run.context.order is not None], record
+
+    def _blocks(self, tasks: Sequence[Task], orders: Sequence[Tensor]) -> Iterator[Batch]:
+        """The batches of the epoch that are left, many at a time, [steps, *lead, b, ...]; the last one by itself."""
+        at, context, size = self.position, self.context, self.batch_size
+        values = math.prod(tasks[0].train.input_shape) * size * len(tasks)
+        steps = max(1, min(MOST_STEPS, GATHERED // values))
+        left = context.num_batches - at.batch
+        streams = [
+            task.train.blocks(size, steps, order, context.epochs_completed, at.batch)
+            for task, order in zip(tasks, orders, strict=True)
+        ]
+        for blocks in zip(*streams, strict=True):
+            block = side_by_side(blocks, 1) if self.learner.lead else blocks[0]
+            n = len(block.targets)
+            left -= n
+            if left or n == 1:
+                yield block
+            else:
+                yield block.each(lambda tensor: tensor[:-1])
+                yield block.each(lambda tensor: tensor[-1:])
+
+    def _steps(self, block: Batch) -> tuple[Tensor, Tensor]:
+        """Make the steps of a block, or as many as come before a signal; losses and outputs [steps, ...]."""
+        at, learner, stop = self.position, self.learner, self.keeper.stop
+        is_heard = self._listen(is_last=at.batch + len(block.targets) == self.context.num_batches)
+        if learner.works_in_blocks and not is_heard:
+            made = learner.step_block(block)
+            at.batch += len(block.targets)
+            return made
+        losses, outputs = [], []
+        for batch in block.steps():
+            for run in self.runs if is_heard else ():
+                run.context.batch_index = at.batch
+            loss, output = learner.step(batch)
+            losses.append(loss)
+            outputs.append(output)
+            at.batch += 1
+            for tell in self._on_batch_end:
+                tell(batch, loss, output)
+            if stop.received is not None:
+                break
+        return torch.stack(losses), torch.stack(outputs)
+
+    def _listen(self, is_last: bool) -> bool:
+        """Connect the callbacks to the events inside such steps, if any hears them; nobody costs nothing."""
+        heard = {
+            event: [(run, found) for run in self.runs if (found := listeners(run.callbacks, event, is_last))]
+            for event in ("on_backward", "on_update", "on_batch_end")
+        }
+        self.learner.on_backward = self._call_all(heard["on_backward"])
+        self.learner.on_update = self._call_all(heard["on_update"])
+        self._on_batch_end = [partial(self._tell, run, found) for run, found in heard["on_batch_end"]]
+        return any(heard.values())
+
+    def _call_all(self, heard: list[tuple[TrainedRun, list[Listener]]]) -> Callable[[], None] | None:
+        def call() -> None:
+            for run, callbacks in heard:
+                if not run.failure:
+                    self._show_gradients(run)
+                    for callback in callbacks:
+                        callback(run.context)
+
+        return call if heard else None
+
+    def _show_gradients(self, run: TrainedRun) -> None:
+        """Let the network of one of several runs have its gradients."""
+        if self.learner.lead:
+            stacked = dict(self.learner.net.named_parameters())
+            for name, parameter in run.net.named_parameters():
+                gradient = stacked[name].grad
+                parameter.grad = None if gradient is None else gradient[run.index]
+
+    def _tell(self, run: TrainedRun, callbacks: list[Listener], batch: Batch, losses: Tensor, outputs: Tensor) -> None:
+        """on_batch_end of one run."""
+        if run.failure:
+            return
+        context = run.context
+        context.batch, context.losses, context.logits = batch, losses, outputs
+        if self.learner.lead:
+            context.batch = batch.each(lambda tensor: tensor[run.index])
+            context.losses, context.logits = losses[run.index], outputs[run.index]
+        for callback in callbacks:
+            callback(context)
+
+    def _end_epoch(self, tasks: Sequence[Task]) -> None:
         """Accuracies, the epoch's row, selection, checkpoint."""
-        at, context, record = self.position, self.context, self.record
-        assert record is not None
+        at = self.position
         self._check_finite()
-        seen = Scores(record.losses, None if task.loss is Loss.mse else record.correct)
-        row = {"epoch_loss": seen.loss, **named("epoch_accuracy", seen.accuracy)}
-        context.epochs_completed = at.task * context.epochs + at.epoch + 1
-        with self._looking():
-            if is_evaluated(at.epoch, context.epochs, self.eval_every):
-                row |= self._evaluate(task)
-            context.epoch_row = row
-            row |= self._fire("on_epoch_end")
-        self.last_row = row
-        self.journal.log({**self._place("epoch"), "epoch": at.epoch, **row})
-        self.best.offer(row, self.learner.net)
+        for run in self._each():
+            task, context, record = tasks[run.index], run.context, run.context.record
+            assert record is not None
+            seen = Scores(record.losses, None if task.loss is Loss.mse else record.correct)
+            row = {"epoch_loss": seen.loss, **named("epoch_accuracy", seen.accuracy)}
+            context.epochs_completed = at.task * context.epochs + at.epoch + 1
+            with run.looking():
+                if is_evaluated(at.epoch, context.epochs, self.eval_every):
+                    row |= run.evaluate(task)
+                context.epoch_row = row
+                row |= run.fire("on_epoch_end")
+            run.last_row = row
+            run.journal.log({**run.place("epoch"), "epoch": at.epoch, **row})
+            run.best.offer(row, run.net)
+            run.journal.snapshot_within_task(context.epochs_completed, context.epochs, run.net.state_dict)
+        going = [run for run in self.runs if not run.failure]
+        self.keeper.epoch_done([{**run.place("epoch"), "epoch": at.epoch, **run.last_row} for run in going])
         at.epoch, at.batch, self.record = at.epoch + 1, 0, None
-        self.journal.snapshot_within_task(context.epochs_completed, context.epochs, self.learner.net.state_dict)
-        if self.journal.checkpoint_is_due():
+        if self.keeper.is_due():
             self._checkpoint()
 
-    def _end_task(self, task: Task) -> None:
+    def _end_task(self, tasks: Sequence[Task]) -> None:
         """Selected weights, snapshot, analyses, the task's row, checkpoint."""
-        at, context, learner = self.position, self.context, self.learner
-        context.epoch, context.epochs_completed = context.epochs - 1, (at.task + 1) * context.epochs
-        self.best.restore(learner.net)
-        self.journal.snapshot(context.epochs_completed, learner.net.state_dict())
-        context.epoch_row = self.last_row
-        row = {f"task_last_{key}": value for key, value in self.last_row.items() if key in TASK_LAST}
-        with self._looking():
-            row |= {f"task_{key}": value for key, value in self._evaluate(task).items()}
-            row |= {f"learner/{key}": value for key, value in learner.numbers().items()}
-            row |= task.numbers | (self.task_begin_row or {}) | self._fire("on_task_end")
+        at, learner = self.position, self.learner
+        for run in self._each():
+            task, context = tasks[run.index], run.context
+            context.epoch, context.epochs_completed = context.epochs - 1, (at.task + 1) * context.epochs
+            run.best.restore(run.net)
+            run.journal.snapshot(context.epochs_completed, run.net.state_dict())
+            context.epoch_row = run.last_row
+            row = {f"task_last_{key}": value for key, value in run.last_row.items() if key in TASK_LAST}
+            with run.looking():
+                row |= {f"task_{key}": value for key, value in run.evaluate(task).items()}
+                row |= {f"learner/{key}": value for key, value in learner.numbers_of(run.index).items()}
+                row |= task.numbers | (run.task_begin_row or {}) | run.fire("on_task_end")
+            run.journal.log({**run.place("task_end"), **row})
         learner.end_task()
-        self.journal.log({**self._place("task_end"), **row})
-        self.position, self.task_begin_row = Position(task=at.task + 1), None
+        for run in self.runs:
+            run.task_begin_row = None
+        self.position = Position(task=at.task + 1)
         self._checkpoint()
 
     def _check_finite(self) -> None:
-        """Stop before anything is saved if a loss, a weight or what the learner keeps is not finite."""
-        at, record = self.position, self.record
-        if record is None:
+        """Before anything is saved: a run whose loss, weights or learner's state are not finite goes no further.
+
+        Raises:
+            RunError: it is the only one that is left.
+        """
+        if self.record is None:
             return
+        for run in self.runs:
+            if not run.failure and (what := self._not_finite(run)):
+                run.failure = what
+                if all(other.failure for other in self.runs):
+                    raise RunError(what)
+                run.journal.fail(what)
+                self.keeper.say(f"{run.journal.folder}: {what}. The other runs go on")
+
+    def _not_finite(self, run: TrainedRun) -> str:
+        """What became NaN or infinite, and when; empty if nothing did."""
+        at, record, several = self.position, run.context.record, self.learner.lead > 0
+        assert record is not None
         bad = (~torch.isfinite(record.losses[: at.batch * self.batch_size])).nonzero()
-        norms = torch.stack(torch._foreach_norm(list(self.learner.net.parameters())))
-        own = [name for name, tensor in self.learner.must_be_finite().items() if not torch.isfinite(tensor).all()]
+        norms = torch.stack(torch._foreach_norm(list(run.net.parameters())))
+        kept = {key: value[run.index] if several else value for key, value in self.learner.must_be_finite().items()}
+        own = [name for name, tensor in kept.items() if not torch.isfinite(tensor).all()]
         if len(bad) == 0 and torch.isfinite(norms).all() and not own:
-            return
+            return ""
         batch = at.batch - 1 if len(bad) == 0 else int(bad[0]) // self.batch_size
         what = "loss" if len(bad) else "weights" if not torch.isfinite(norms).all() else own[0]
-        raise RunError(
+        return (
             f"the {what} became NaN or infinite at step {batch} of epoch {at.epoch} of task {at.task} (all from 0); "
             "nothing after it was saved. Lower learner.lr or set learner.clip_norm"
         )
 
-    def _listen(self) -> None:
-        """Connect the callbacks to the events inside a step; what nobody listens to costs nothing."""
-        context, learner = self.context, self.learner
-        self._on_batch_end = listeners(self.callbacks, "on_batch_end")
-        learner.on_backward = _call_all(listeners(self.callbacks, "on_backward"), context)
-        learner.on_update = _call_all(listeners(self.callbacks, "on_update"), context)
-
     def _checkpoint(self) -> None:
         self._check_finite()
         at = self.position
-        self.journal.checkpoint(self.state_dict(), at.task * self.context.epochs + at.epoch)
+        self.keeper.save(self.state_dict(), at.task * self.context.epochs + at.epoch)
 
-    def _say_accuracy(self, record: EpochRecord) -> None:
+    def _say_accuracy(self, record: EpochRecord, steps: int) -> None:
+        """Train accuracy of the last 25 batches, if some of the newest steps complete them."""
         at, size = self.position, self.batch_size
-        share = record.correct[(at.batch - 25) * size : at.batch * size].double().mean().item()
-        self.journal.say(f"task {at.task} epoch {at.epoch} batch {at.batch}: train accuracy {share:.4f}")
+        for batch in range(at.batch - steps + 1, at.batch + 1):
+            if batch % 25 == 0:
+                share = record.correct[..., (batch - 25) * size : batch * size].double().mean().item()
+                self.keeper.say(f"task {at.task} epoch {at.epoch} batch {batch}: train accuracy {share:.4f}")
 
     def state_dict(self) -> dict[str, Any]:
-        """All of the run's state: tensors, numbers, strings and containers."""
+        """All of the loop's state: tensors, numbers, strings and containers."""
         return {
             "position": vars(self.position).copy(),
             "net": self.learner.net.state_dict(),
             "learner": self.learner.state_dict(),
             "record": None if self.record is None else vars(self.record).copy(),
-            "best": self.best.state_dict(),
-            "last_row": self.last_row,
-            "task_begin_row": self.task_begin_row,
             "begun": self.begun,
-            "callbacks": self._callback_states(),
+            "runs": [run.state_dict() for run in self.runs],
             "generators": generator_states(),
         }
 
@@ -249,10 +427,9 @@ class Trainer(Loop):
         self.learner.load_state_dict(state["learner"])
         if state["record"] is not None:
             self.record = EpochRecord(**{key: tensor.to(device) for key, tensor in state["record"].items()})
-        self.best.load_state_dict(state["best"], device)
         self.begun = state["begun"]
-        self.last_row, self.task_begin_row = state["last_row"], state["task_begin_row"]
-        self._load_callbacks(state["callbacks"])
+        for run, own in zip(self.runs, state["runs"], strict=True):
+            run.load_state_dict(own, device)
         load_generator_states(state["generators"])
 
 
@@ -265,14 +442,3 @@ def presentation_order(samples: Samples, seed: int, task: int, epoch: int) -> Te
     """Positions in `samples` in the order of presentation in an epoch: their fixed order, or a random one."""
     fixed = samples.fixed_order()
     return epoch_order(seed, task, epoch, len(samples)).to(samples.rows.device) if fixed is None else fixed
-
-
-def _call_all(callbacks: list[Callable[[Context], Any]], context: Context) -> Callable[[], None] | None:
-    if not callbacks:
-        return None
-
-    def call() -> None:
-        for callback in callbacks:
-            callback(context)
-
-    return call

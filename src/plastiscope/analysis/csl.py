@@ -83,6 +83,10 @@ class Csl(SampleAnalysis):
         """The values of a pass that others have too: which epochs are summed up does not depend on them."""
         return () if self.mode is Mode.online else ("loss", *["grad_input_l2"] * self.has_gradient)
 
+    def hears(self, event: str, is_last: bool) -> bool:
+        """Every step, if online values are kept."""
+        return super().hears(event, is_last) and self.mode is not Mode.posthoc
+
     def on_batch_end(self, context: Context) -> None:
         """Keep the step's outputs for the margins."""
         if self.mode is Mode.posthoc or not self.is_due(context.epochs_completed + 1):

@@ -115,6 +115,10 @@ class Representation(Analysis):
         self._first = {name: parameter.clone() for name, parameter in parameters_of(context.net).items()}
         self._first_of = context.task_idx
 
+    def hears(self, event: str, is_last: bool) -> bool:
+        """The steps that are measured."""
+        return super().hears(event, is_last) and (self.steps is Steps.all or (self.steps is Steps.last and is_last))
+
     def on_backward(self, context: Context) -> None:
         """Norms of the gradients."""
         self._step_norms.on_backward(context)

@@ -5,7 +5,7 @@ position in that order (or what an ids file says), never a position in a loader.
 a source, targets, and the transforms of a batch. Making a view copies no input.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -59,6 +59,28 @@ class Batch:
     targets: Tensor
     ids: Tensor
     weights: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with `change` applied to each of its tensors."""
+        weights = None if self.weights is None else change(self.weights)
+        return Batch(change(self.inputs), change(self.targets), change(self.ids), weights)
+
+    def steps(self) -> Iterator["Batch"]:
+        """Of a block of batches (a leading axis of steps), each batch."""
+        weights = iter(() if self.weights is None else self.weights.unbind())
+        for inputs, targets, ids in zip(self.inputs.unbind(), self.targets.unbind(), self.ids.unbind(), strict=True):
+            yield Batch(inputs, targets, ids, next(weights, None))
+
+
+def side_by_side(batches: Sequence[Batch], axis: int) -> Batch:
+    """Batches of one shape, stacked along a new axis."""
+    weights = [batch.weights for batch in batches if batch.weights is not None]
+    return Batch(
+        torch.stack([batch.inputs for batch in batches], axis),
+        torch.stack([batch.targets for batch in batches], axis),
+        torch.stack([batch.ids for batch in batches], axis),
+        torch.stack(weights, axis) if weights else None,
+    )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -156,6 +178,17 @@ class Samples:
             for transform in self.transforms:
                 x = transform(x, i)
             yield Batch(x, y, i, next(weight, None))
+
+    def blocks(self, size: int, steps: int, order: Tensor, epoch: int | None = None, start: int = 0) -> Iterator[Batch]:
+        """Batches as in `batches`, gathered `steps` at a time: [n, size, ...], n <= steps; a ragged last [1, b, ...].
+
+        Gathering many small batches at once costs little more than gathering one; each sample is the same.
+        """
+        whole = len(order) // size * size
+        for batch in self.batches(size * steps, order[start * size : whole], epoch):
+            yield batch.each(lambda tensor: tensor.unflatten(0, (-1, size)))
+        if whole < len(order) and start * size <= whole:
+            yield self.gather(order[whole:], epoch).each(lambda tensor: tensor.unsqueeze(0))
 
 
 @dataclass(frozen=True, eq=False)

@@ -98,7 +98,7 @@ class ContinualBackpropLearner(ReplacingLearner):
             self.parts, config.util_type, config.decay_rate, config.feature_magnitude, self.compensates, lead
         )
         self.budgets = {units.name: self._budget(units) for units in self.sets}
-        self.largest_chosen = self.statistics.utility.new_zeros(())
+        self.largest_chosen = self.statistics.utility.new_zeros(self.statistics.utility.shape[:lead])
 
     def _compensates(self) -> bool:
         """Whether any consumer takes over what replaced units contribute."""
@@ -178,7 +178,7 @@ class ContinualBackpropLearner(ReplacingLearner):
             scores = torch.stack([self.statistics.corrected_utility(part) for part in units.parts]).mean(0)
         mature = self.statistics.is_mature(units.parts[0], self.steps, self.config.maturity_threshold)
         least = scores.masked_fill(~mature, float("inf")).topk(number, largest=False)
-        self.largest_chosen = torch.maximum(self.largest_chosen, least.values.amax())
+        self.largest_chosen = torch.maximum(self.largest_chosen, least.values.amax(-1))
         return least.indices
 
     def must_be_finite(self) -> dict[str, Tensor]:

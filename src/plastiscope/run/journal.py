@@ -1,6 +1,5 @@
-"""The journal of one run: everything that the training loop writes goes through it."""
+"""The journal of one run: what the loop writes into its folder goes through it; checkpoints are the keeper's."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from plastiscope.error import RunError, require
-from plastiscope.run.checkpoint import Checkpoints
+from plastiscope.error import require
 from plastiscope.run.log import NumberLog, read_rows
-from plastiscope.run.progress import Progress
 from plastiscope.run.sample_store import SampleStore
 from plastiscope.run.signals import StopRequest
 from plastiscope.run.snapshots import Snapshots
@@ -40,40 +37,20 @@ class SnapshotSettings:
 
 
 class Journal:
-    """Logs, snapshots, per-sample values, checkpoints, status, progress and the W&B mirror of one run folder."""
+    """Logs, snapshots, per-sample values, status and the W&B mirror of one run folder."""
 
-    def __init__(self, folder: Path, snapshots: SnapshotSettings, checkpoint_every_s: float, config_hash: str) -> None:
-        """Write into `folder`, which is locked for us; checkpoints of another `config_hash` are refused."""
+    def __init__(self, folder: Path, snapshots: SnapshotSettings, stop: StopRequest) -> None:
+        """Write into `folder`, which is locked for us; `stop` hears the signals."""
         self.folder = folder
         self.metrics = NumberLog(folder / "metrics.jsonl")
         self.timings = NumberLog(folder / "timings.jsonl")
         self.snapshots = Snapshots(folder / "snapshots")
         self.samples = SampleStore(folder / "samples")
-        self.stop = StopRequest()
-        self.progress: Progress | None = None
+        self.stop = stop
+        self.is_open, self.has_failed = True, False
         self.wandb: WandbSink | None = None
-        self._checkpoints = Checkpoints(folder / "checkpoint")
-        self._snapshot_settings, self._every_s, self._config_hash = snapshots, checkpoint_every_s, config_hash
-        self._last_checkpoint = time.monotonic()
+        self._snapshot_settings = snapshots
         self._timing: Row = {}
-
-    def load_checkpoint(self) -> tuple[dict[str, Any], str] | None:
-        """State of the newest whole checkpoint and a warning; logs and snapshots are cut back to it.
-
-        None when there is none: then the logs are emptied, and snapshots deleted.
-
-        Raises:
-            RunError: it was written under other settings than those of this folder's config.
-        """
-        loaded = self._checkpoints.load()
-        if loaded is not None and loaded[1]["config_hash"] != self._config_hash:
-            raise RunError(
-                f"the checkpoint in {self.folder} was written under other settings than its config.yaml says; "
-                "put back the folder's own checkpoint/, or start anew in another folder (hydra.run.dir=...)"
-            )
-        state, about, warning = loaded or ({}, NOTHING, "")
-        self.cut_back(about)
-        return (state, warning) if loaded else None
 
     def cut_back(self, place: Mapping[str, int]) -> None:
         """Forget what was written after a `place`."""
@@ -105,10 +82,8 @@ class Journal:
         if self.wandb is not None:
             self.wandb.log(timing | row)
         if row["kind"] == "epoch":
-            if self.progress is not None:
-                self.progress.epoch(row["task_idx"], row["epoch"], row)
             progress = {"global_epoch": row["global_epoch"], "task_idx": row["task_idx"], "epoch": row["epoch"]}
-            write_status(self.folder, State.running, **progress, numbers=_headline(row))
+            write_status(self.folder, State.running, **progress, numbers=headline(row))
 
     def snapshot(self, epochs_completed: int, weights: dict[str, Tensor]) -> None:
         """Keep the weights of initialisation or of a task's end."""
@@ -125,33 +100,16 @@ class Journal:
             for old in passing[: max(len(passing) - keep, 0)]:
                 self.snapshots.remove(old)
 
-    def checkpoint_is_due(self) -> bool:
-        """Whether the last checkpoint is old enough for the next epoch boundary to write one."""
-        return time.monotonic() - self._last_checkpoint >= self._every_s
-
-    def checkpoint(self, state: dict[str, Any], epochs_completed: int) -> None:
-        """Write a checkpoint of `state`, which stands after `epochs_completed` whole epochs."""
-        self.samples.sync()
-        about = {**self.place(epochs_completed), "config_hash": self._config_hash}
-        self._checkpoints.save(state, about)
-        self._last_checkpoint = time.monotonic()
-
-    def preempted(self) -> None:
-        """Say in status.json that the run is saved and has stopped."""
-        write_status(self.folder, State.preempted)
-
-    def say(self, text: str) -> None:
-        """A line for the person who watches."""
-        if self.progress is not None:
-            self.progress.say(text)
-        else:
-            print(text, flush=True)
+    def fail(self, error: str) -> None:
+        """The run cannot go on, others beside it can: say in its folder why."""
+        self.has_failed = True
+        write_status(self.folder, State.failed, error=error)
 
     def close(self, exit_code: int = 0) -> None:
-        """Close files, bar and mirror; give the signals back."""
-        self.stop.restore()
-        if self.progress is not None:
-            self.progress.close()
+        """Close files and mirror; once."""
+        if not self.is_open:
+            return
+        self.is_open = False
         self.metrics.close()
         self.timings.close()
         self.samples.close()
@@ -159,6 +117,7 @@ class Journal:
             self.wandb.close(exit_code)
 
 
-def _headline(row: Row) -> Row:
+def headline(row: Row) -> Row:
+    """The numbers of an epoch's row that are shown while a run goes on."""
     keys = ("epoch_loss", "epoch_accuracy", "validation_accuracy", "test_accuracy", "test_loss")
     return {key: row[key] for key in keys if key in row}

@@ -46,8 +46,8 @@ class WandbSink:
     run goes on behind the rows it has (`wandb.json` counts them).
     """
 
-    def __init__(self, folder: Path, settings: WandbSettings, config: Row, past: list[Row]) -> None:
-        """Open the run; `past` are the rows that the logs hold already."""
+    def __init__(self, folder: Path, settings: WandbSettings, config: Row, past: list[Row], alone: bool = True) -> None:
+        """Open the run; `past` are the rows that the logs hold already; others of the process end unless not `alone`."""
         import wandb
 
         given = settings.mode or _environment_mode()
@@ -58,7 +58,7 @@ class WandbSink:
         for stale in folder.glob("wandb/offline-run-*"):  # a prefix of what is written anew below
             shutil.rmtree(stale)
         try:
-            self._run: Any = self._open(settings, config)
+            self._run: Any = self._open(settings, config, alone)
         except wandb.errors.Error as error:
             reason = str(error).rstrip(".")
             raise RunError(f"W&B: {reason}. `wandb login` helps, or wandb.mode=offline, or use_wandb=false") from None
@@ -67,7 +67,7 @@ class WandbSink:
         for row in past:
             self.log(row)
 
-    def _open(self, settings: WandbSettings, config: Row) -> Any:
+    def _open(self, settings: WandbSettings, config: Row, alone: bool) -> Any:
         import wandb
 
         return wandb.init(
@@ -81,7 +81,7 @@ class WandbSink:
             resume="allow" if self.mode is Mode.online else None,
             dir=str(self._folder),
             config=config,
-            reinit="finish_previous",
+            reinit="finish_previous" if alone else "create_new",
             settings=wandb.Settings(silent=True, console="off"),
         )
 

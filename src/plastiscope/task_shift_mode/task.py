@@ -1,6 +1,7 @@
 """A task, an immutable value, and the task shift, a pure function that gives task k."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -8,6 +9,7 @@ from typing import Protocol
 from torch import nn
 
 from plastiscope.data.samples import DataSet, Samples
+from plastiscope.error import ConfigError
 from plastiscope.measure.evaluation import Scores, score
 from plastiscope.measure.loss import Loss
 
@@ -91,3 +93,28 @@ class TaskShiftConfig(Protocol):
 
     def make(self, data: DataSet, seed: int) -> TaskShift:
         """The tasks of these data under this seed; raises ConfigError when the data do not fit."""
+
+
+def check_alike(tasks: Sequence[Task]) -> None:
+    """Whether one step can train on all of these tasks.
+
+    Raises:
+        ConfigError: names the task and what differs.
+    """
+    first = tasks[0]
+    for other in tasks[1:]:
+        for what, ours, theirs in (
+            ("numbers of training samples", len(first.train), len(other.train)),
+            ("numbers of outputs", first.active_outputs, other.active_outputs),
+            ("losses", first.loss.value, other.loss.value),
+            ("inputs", _shapes(first.train), _shapes(other.train)),
+        ):
+            if ours != theirs:
+                raise ConfigError(
+                    f"replicas: task {first.index} has other {what} for other seeds ({ours} and {theirs}), so the runs "
+                    "cannot take the same steps; run one process per seed (-m launcher=local seed=0,1,2)"
+                )
+
+
+def _shapes(samples: Samples) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return samples.input_shape, tuple(samples.targets.shape[1:])

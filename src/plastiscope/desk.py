@@ -1,0 +1,122 @@
+"""The folders of what is run: locks, identity, journals, mirror, status, from the beginning to the end."""
+
+import contextlib
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plastiscope.identity import identity_hash, write_identity
+from plastiscope.replicas import Made, folder_of
+from plastiscope.run.folder import FolderLock
+from plastiscope.run.journal import Journal
+from plastiscope.run.keeper import Keeper
+from plastiscope.run.signals import StopRequest
+from plastiscope.run.status import State, read_status, write_status
+from plastiscope.run.storage import read_json
+from plastiscope.run.wandb_sink import WandbSink
+from plastiscope.source import Source
+
+
+class Desk:
+    """The folder of one run; or that of several which advance together, with a folder for each in it.
+
+    Attributes:
+        folder: of the run or the group.
+        journals: of each run.
+        keeper: of the loop over them.
+    """
+
+    keeper: Keeper
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing is touched yet."""
+        self.folder = folder
+        self.journals: list[Journal] = []
+        self._locks: list[FolderLock] = []
+
+    def open(
+        self,
+        made: Made,
+        device: torch.device,
+        overrides: list[str],
+        stored: dict[str, Any] | None,
+        source: Source | None,
+    ) -> None:
+        """Take the folders and say in them whose they are; `stored` is the run.json that is there.
+
+        Raises:
+            RunError: another process has one, or something else lies in it.
+        """
+        self._take(self.folder)
+        write_identity(made.plan, self.folder, made, 0, device, overrides, stored, source)
+        folders = [self.folder]
+        if len(made.plans) > 1:
+            folders = [folder_of(self.folder, plan) for plan in made.plans]
+            for r, (folder, plan) in enumerate(zip(folders, made.plans, strict=True)):
+                theirs = read_json(folder / "run.json")
+                self._take(folder)
+                write_identity(plan, folder, made, r, device, overrides, theirs, group=self.folder)
+        stop, settings = StopRequest(), made.plan.settings
+        self.journals = [Journal(folder, settings.snapshots, stop) for folder in folders]
+        self.keeper = Keeper(self.folder, self.journals, stop, settings.checkpoint_every_s, identity_hash(made.plan))
+
+    def _take(self, folder: Path) -> None:
+        self._locks.append(FolderLock(folder))
+        write_status(folder, State.running, error=None)
+        (folder / "traceback.txt").unlink(missing_ok=True)
+
+    def mirror(self, made: Made) -> None:
+        """Open the W&B run of each, where one is wanted."""
+        settings = made.plan.settings
+        for plan, journal in zip(made.plans, self.journals, strict=True) if settings.use_wandb else ():
+            alone = len(self.journals) == 1
+            journal.wandb = WandbSink(journal.folder, settings.wandb, plan.config, journal.past_rows(), alone)
+            if journal.wandb.note and journal is self.journals[0]:
+                print(journal.wandb.note, flush=True)
+
+    def finish(self, num_tasks: int, figures: bool) -> None:
+        """All is trained: figures, and the status of each folder; runs that failed stay so."""
+        for journal in self.journals:
+            if not journal.has_failed:
+                if figures:
+                    _draw(journal.folder)
+                write_status(journal.folder, State.done, num_tasks=num_tasks)
+        write_status(self.folder, State.done, num_tasks=num_tasks)
+        self.keeper.say(f"done: {self.folder}")
+        if failed := [journal.folder.name for journal in self.journals if journal.has_failed]:
+            print(f"failed: {', '.join(failed)}; the status.json of each says why", file=sys.stderr)
+
+    def fail(self, error: Exception) -> None:
+        """Say in the folders why it failed, if it had begun."""
+        if not self._locks:
+            return
+        with contextlib.suppress(OSError):  # on a full disk the error itself must still reach the user
+            record_failure(self.folder, error)
+            for journal in self.journals:
+                if journal.folder != self.folder and not journal.has_failed:
+                    record_failure(journal.folder, error)
+
+    def close(self) -> None:
+        """Close what is open, and let go of the folders."""
+        done = read_status(self.folder).get("state") == State.done.value
+        for journal in self.journals:
+            journal.close(0 if done and not journal.has_failed else 1)
+        if self.journals:
+            self.keeper.close()
+        for lock in self._locks:
+            lock.release()
+
+
+def record_failure(folder: Path, error: Exception) -> None:
+    """Status and traceback of a run that failed."""
+    (folder / "traceback.txt").write_text("".join(traceback.format_exception(error)))
+    write_status(folder, State.failed, error=str(error) or type(error).__name__)
+
+
+def _draw(folder: Path) -> None:
+    from plastiscope.figure.run import draw_run
+
+    draw_run(folder)
