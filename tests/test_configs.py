@@ -93,10 +93,17 @@ def test_every_net_trains(net, images, tmp_path):
     assert read_status(tmp_path / "run")["state"] == "done"
 
 
+OTHER_DATA = {"bit_flipping": ["data=bit_flipping", "selection=last"]}
+"""Of shifts that need data of their own."""
+
+
 @pytest.mark.parametrize("shift", sorted(path.stem for path in (CONFIGS / "task_shift_mode").glob("*.yaml")))
 def test_every_task_shift_trains(shift, tmp_path):
     few = ("data.samples_per_class=10", "data.test_samples_per_class=5")
-    run(make_plan(*TINY, USUAL, f"task_shift_mode={shift}", *few, "figures=true"), tmp_path / "run")
+    run(
+        make_plan(*TINY, USUAL, f"task_shift_mode={shift}", *OTHER_DATA.get(shift, few), "figures=true"),
+        tmp_path / "run",
+    )
     assert (tmp_path / "run" / "figures" / "accuracy_per_task.png").exists()
     assert read_status(tmp_path / "run")["state"] == "done"
 
@@ -110,6 +117,10 @@ REAL = {
         *("net.channels=[4,5,6]", "net.widths=[8]", "lla.every=2", "lla.when=post", "lla.enable_sam=false"),
         *("lla.planes.include_random=false", "lla.evaluation_data.num_samples=20"),
     ],
+    "bit_flipping": ["task_shift_mode.examples_per_task=60"],
+    "bit_flipping_as_published": ["task_shift_mode.examples_per_task=60"],
+    "online_permuted_mnist": ["data.folder={mnist}", "data.samples_per_class=4", "net.widths=[20,20]"],
+    "online_permuted_mnist_as_published": ["data.folder={mnist}", "data.samples_per_class=4", "net.widths=[20,20]"],
     "permuted_mnist_epochs": ["data.folder={mnist}", "data.samples_per_class=4", "data.test_samples_per_class=5"],
 }
 

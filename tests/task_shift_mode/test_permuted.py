@@ -91,3 +91,50 @@ def test_inputs_and_labels_are_permuted_by_streams_of_their_own(make_data):
     inputs, outputs = PermutedInput().make(data, seed=0), PermutedOutput().make(data, seed=0)
     labels = [outputs.task(k).classes for k in range(10)]
     assert {tuple(inputs.permutation(k).tolist()) for k in range(10)}.isdisjoint(labels)
+
+
+def examples(make_data, n, **settings):
+    return PermutedInput(examples_per_task=n, **settings).make(make_data(), seed=0)
+
+
+def test_fewer_presentations_are_distinct_samples_drawn_anew_for_each_task(make_data):
+    data, shift = make_data(), examples(make_data, 10)
+    drawn = [shift.task(k).train for k in range(200)]
+    assert all(len(train) == len(train.ids.unique()) == 10 for train in drawn)
+    assert len({tuple(train.ids.tolist()) for train in drawn[:20]}) == 20
+    assert {i for train in drawn for i in train.ids.tolist()} == set(data.train.ids.tolist())
+    whole = PermutedInput().make(data, seed=0)
+    positions = torch.searchsorted(data.train.ids, drawn[3].ids)
+    assert torch.equal(inputs_of(drawn[3]), inputs_of(whole.task(3).train)[positions])
+    assert torch.equal(drawn[3].targets, data.train.targets[positions])
+    assert drawn[3].fixed_order() is None and not getattr(drawn[3].source, "is_stream", False)
+    assert len(shift.task(0).test) == len(data.test)
+
+
+def test_more_presentations_come_in_passes_of_new_order_as_a_stream(make_data):
+    data, shift = make_data(), examples(make_data, 60)
+    n, train = len(data.train), shift.task(1).train
+    assert n == 24 and len(train) == 60
+    passes = train.ids.split(n)
+    assert [sorted(some.tolist()) for some in passes[:2]] == [sorted(data.train.ids.tolist())] * 2
+    assert len(passes[2].unique()) == 12
+    assert len({tuple(some[:12].tolist()) for some in passes}) == 3
+    assert train.fixed_order().tolist() == list(range(60)) and train.source.is_stream
+    assert torch.equal(shift.task(1).train.ids, train.ids) and not torch.equal(shift.task(2).train.ids, train.ids)
+    whole = PermutedInput().make(data, seed=0).task(1).train
+    positions = torch.searchsorted(data.train.ids, train.ids)
+    assert torch.equal(inputs_of(train), inputs_of(whole)[positions])
+
+
+def test_as_many_presentations_as_samples_are_one_pass(make_data):
+    train = examples(make_data, 24).task(2).train
+    assert train.fixed_order() is None and sorted(train.ids.tolist()) == sorted(make_data().train.ids.tolist())
+
+
+def test_a_first_task_left_as_it_is_has_as_many_presentations(make_data):
+    assert len(examples(make_data, 10, first_task_identity=True).task(0).train) == 10
+
+
+def test_no_presentations_are_refused():
+    with pytest.raises(ConfigError, match="examples_per_task=0: must be null, or 1 or more"):
+        PermutedInput(examples_per_task=0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from plastiscope.analysis.analysis import Analysis
-from plastiscope.analysis.population import ScoredSamples, population
+from plastiscope.analysis.population import ScoredSamples, population, refuse_stream
 from plastiscope.data.samples import Batch
 from plastiscope.error import RunError, require
 from plastiscope.event import Context, Numbers
@@ -51,7 +51,8 @@ class SampleAnalysis(Analysis):
         """What to measure of each batch of clean inputs; the network is in evaluation mode, parameters frozen."""
 
     def on_task_begin(self, context: Context) -> Numbers:
-        """Score the untrained network, if it is asked for."""
+        """Score the untrained network, if it is asked for; refuse a stream before anything is trained on it."""
+        refuse_stream(context, self.name)
         if context.epochs_completed == 0 and 0 in self.epochs(context):
             return self.look(context)
         return {}

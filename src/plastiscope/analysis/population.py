@@ -59,8 +59,7 @@ def population(context: Context, name: str) -> ScoredSamples:
         ConfigError: the task's samples are a stream.
     """
     task, settings, shift = context.current_task, context.sample_settings, context.shift
-    if getattr(task.train.source, "is_stream", False):
-        raise ConfigError(f"{name}: needs a finite set of samples, and these data are a stream; leave {name} out")
+    refuse_stream(context, name)
     parts = {"train": [task.train]}
     if settings.validation and task.validation is not None:
         parts["validation"] = [task.validation]
@@ -76,6 +75,20 @@ def population(context: Context, name: str) -> ScoredSamples:
         start = end
     views = [view for some in parts.values() for view in some]
     return ScoredSamples(tuple(views), _about(shift, task.index, views), subsets)
+
+
+def refuse_stream(context: Context, name: str) -> None:
+    """Refuse an analysis of single samples where these are a stream.
+
+    Args:
+        context: at a task.
+        name: of the analysis.
+
+    Raises:
+        ConfigError: the task's samples are a stream.
+    """
+    if getattr(context.current_task.train.source, "is_stream", False):
+        raise ConfigError(f"{name}: needs a finite set of samples, and these data are a stream; leave {name} out")
 
 
 class Entries:

@@ -84,7 +84,7 @@ class Tracking(Analysis):
             "active_outputs": task.active_outputs,
             "loss": task.loss.name,
             "id_kind": "sample_id",
-            "order": "random" if presentation is None else presentation.order.name,
+            "order": "random" if presentation is None else presentation.name,
             "seed": context.seed,
             "generator": "torch.randperm(n), seeded with named_seed(seed, 'order', task, epoch)" if is_random else None,
             "torch": torch.__version__.partition("+")[0],

@@ -59,7 +59,7 @@ class FiniteData(ABC):
     samples_per_class: int | None = None
     """Train on the first so many samples of each class (after those for validation); null = all."""
     test_samples_per_class: int | None = None
-    """Test on the first so many samples of each class; null = all."""
+    """Test on the first so many samples of each class; null = all, 0 = no test."""
     normalisation: NormalisationKind = NormalisationKind.published
     """published, auto (from the training samples) or none; mean and std, if given, come first."""
     mean: list[float] | None = None
@@ -89,9 +89,9 @@ class FiniteData(ABC):
         require(0 <= self.validation_share < 1, "validation_share", self.validation_share, "must be in [0, 1)")
         per_class = self.validation_per_class
         require(per_class is None or per_class >= 0, "validation_per_class", per_class, "must be null, or 0 or more")
-        for name in ("samples_per_class", "test_samples_per_class", "resize"):
+        for name, least in (("samples_per_class", 1), ("test_samples_per_class", 0), ("resize", 1)):
             value = getattr(self, name)
-            require(value is None or value >= 1, name, value, "must be null, or 1 or more")
+            require(value is None or value >= least, name, value, f"must be null, or {least} or more")
         require((self.mean is None) == (self.std is None), "mean", self.mean, "must be given together with std")
         require(0 <= self.label_noise <= 1, "label_noise", self.label_noise, "must be in [0, 1]")
         names = " or ".join(kind.name for kind in self.TARGETS)

@@ -106,6 +106,11 @@ class Presentation:
     scores: Tensor
     weights: Tensor | None
 
+    @property
+    def name(self) -> str:
+        """Of the order, for records."""
+        return self.order.name
+
     def positions(self, rows: Tensor, ids: Tensor) -> Tensor | None:
         """The fixed order of some samples, as positions among them, int64 [n]; None where it is random.
 

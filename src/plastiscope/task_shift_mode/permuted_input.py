@@ -1,11 +1,12 @@
 """A new permutation of the inputs' entries in every task.
 
 Published: online permuted MNIST, where each permutation is composed with the ones before (Dohare et al. 2024, "Loss of
-plasticity in deep continual learning"). Independent and composed permutations are uniform alike.
+plasticity in deep continual learning"). Independent and composed permutations are uniform alike. There each task is one
+pass over all images; in the study of the rate of change it ends after 10,000, 100,000 or a million presentations.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -13,8 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from plastiscope.data.samples import DataSet
-from plastiscope.error import ConfigError
+from plastiscope.data.samples import DataSet, Samples
+from plastiscope.data.stream import AsTheyCome, Recurring
+from plastiscope.error import ConfigError, require
 from plastiscope.measure.keyed import named_seed
 from plastiscope.task_shift_mode.evolution import Evolution
 from plastiscope.task_shift_mode.task import Task, TaskShift
@@ -40,9 +42,27 @@ class PermutedInput:
     """Permute the inputs of the task before, as published; false = each permutation is drawn by itself."""
     first_task_identity: bool = False
     """Leave the inputs of task 0 as they are."""
+    examples_per_task: int | None = None
+    """Presentations of an epoch, to change faster or slower than after a pass over all samples: fewer are drawn anew
+    for each task, without replacement; for more there are several passes, each in a new order. null = one pass."""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        n = self.examples_per_task
+        require(n is None or n >= 1, "examples_per_task", n, "must be null, or 1 or more")
 
     def make(self, data: DataSet, seed: int) -> TaskShift:
-        """The tasks of these data; ConfigError when spatial positions are asked for and the data are no images."""
+        """The tasks of these data.
+
+        Raises:
+            ConfigError: spatial positions are asked for and the data are no images; more presentations than samples,
+                and the data have a fixed order.
+        """
+        if (self.examples_per_task or 0) > len(data.train) and data.train.fixed_order() is not None:
+            raise ConfigError(
+                f"task_shift_mode.examples_per_task={self.examples_per_task}: more than {len(data.train)} samples come "
+                "in passes of random order; use data.order=random"
+            )
         if self.permuted is Permuted.spatial and len(data.input_shape) != 3:
             raise ConfigError(
                 "task_shift_mode.permuted=spatial needs images [c, h, w], these data are flat vectors; "
@@ -82,13 +102,26 @@ class PermutedInputTasks(TaskShift):
 
     def task(self, k: int) -> Task:
         """Task k."""
+        data = replace(self.data, train=self._presented(k))
         if k == 0 and self.config.first_task_identity:
-            return task_of_all(self.data, k, unchanged, classes=self.classes, outputs=self.outputs)
+            return task_of_all(data, k, unchanged, classes=self.classes, outputs=self.outputs)
         order = torch.from_numpy(self.permutation(k)).to(self.data.train.source.device)
         transform = InputPermutation(order, self._start)
-        return task_of_all(
-            self.data, k, lambda s: s.with_transform(transform), classes=self.classes, outputs=self.outputs
-        )
+        return task_of_all(data, k, lambda s: s.with_transform(transform), classes=self.classes, outputs=self.outputs)
+
+    def _presented(self, k: int) -> Samples:
+        """The training samples of task k, in raw inputs; those that come more than once are a stream."""
+        train, n = self.data.train, self.config.examples_per_task
+        if n is None or n == len(train):
+            return train
+        rng = np.random.default_rng(named_seed(self.seed, "permuted_input", "examples", k))
+        passes = [rng.permutation(len(train)) for _ in range(-(-n // len(train)))]
+        positions = torch.from_numpy(np.concatenate(passes)[:n]).to(train.rows.device)
+        if n < len(train):
+            return train.select(positions.sort().values)
+        weights = None if train.presentation is None else train.presentation.weights
+        recurring = replace(train, source=Recurring(train.source), presentation=AsTheyCome(weights))
+        return recurring.select(positions)
 
     def _drawn(self, k: int) -> npt.NDArray[np.int64]:
         if k == 0 and self.config.first_task_identity:
