@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from plastiscope.data.samples import Batch
 from plastiscope.error import ConfigError, require
 from plastiscope.learner.effective_lr import EFFECTIVE_LR, EffectiveLrMode, Projection, scaled_steps
+from plastiscope.learner.explicit_gradient import ExplicitGradient
 from plastiscope.learner.layer_rates import LayerLr, LayerRates, Restart
 from plastiscope.measure.keyed import Seed
 from plastiscope.measure.loss import per_sample_loss
@@ -73,6 +74,8 @@ class LearnerConfig:
     """Constant effective rate of scale-invariant layers, in the place of lr; null = they take lr."""
     effective_lr_mode: EffectiveLrMode = EffectiveLrMode.scale
     """scale: step size effective_lr ||w||^2 (Adam: ||w||); project: lr, and ||w|| is kept, effective_lr stays null."""
+    autograd: bool = True
+    """false: gradients of plain fully connected networks by hand, equal up to rounding; faster for small ones."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -176,6 +179,7 @@ class Learner:
         self.layer_rates, self.projection = self._rates_of_layers()
         self.optimizer = make_optimizer(config, self.parameter_groups())
         self._penalised = penalised(net)
+        self._explicit = None if config.autograd else self._explicit_gradient()
         self.task: Task | None = None
         self.on_backward: Callable[[], None] | None = None
         self.on_update: Callable[[], None] | None = None
@@ -231,9 +235,12 @@ class Learner:
         Returns:
             Per-sample losses [*lead, b] and active outputs [*lead, b, k] from before the update, detached.
         """
+        if self._explicit is not None:
+            losses, outputs = self._explicit_steps(self._explicit, batch.each(lambda tensor: tensor.unsqueeze(0)))
+            return losses[0], outputs[0]
         assert self.task is not None
         self.optimizer.zero_grad()
-        outputs = self.net(batch.inputs)
+        outputs = self.forward(batch.inputs)
         if self.task.active_outputs < outputs.shape[-1]:
             outputs = outputs[..., : self.task.active_outputs]
         losses = per_sample_loss(self.task.loss, outputs, batch.targets)
@@ -241,6 +248,11 @@ class Learner:
         losses.backward(torch.full_like(losses, share) if batch.weights is None else batch.weights * share)
         for layer in self._penalised:
             layer.add_penalty_gradient()
+        self._follow_gradients()
+        return losses.detach(), outputs.detach()
+
+    def _follow_gradients(self) -> None:
+        """The rest of a step, from the gradients on."""
         self.adjust_gradients()
         if self.on_backward is not None:
             self.on_backward()
@@ -252,10 +264,82 @@ class Learner:
         self.mechanism()
         if self.projection is not None:
             self.projection.project()
-        return losses.detach(), outputs.detach()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The outputs of the network in a step."""
+        outputs: Tensor = self.net(inputs)
+        return outputs
+
+    def wants_features(self) -> bool:
+        """Whether the mechanism of the step that comes next needs the features of the training forward."""
+        return False
+
+    def hear(self, features: Mapping[str, Tensor]) -> None:
+        """Take the features [*lead, b, units] of a step without autograd, by the paths of modules; for `mechanism`."""
 
     def adjust_gradients(self) -> None:
         """What a learner adds to `.grad` after the backward pass, such as the gradient of a penalty; nothing here."""
+
+    @property
+    def works_in_blocks(self) -> bool:
+        """Whether `step_block` is cheaper than single steps; the trainer then gives it blocks that nobody watches."""
+        return self._explicit is not None
+
+    def step_block(self, block: Batch) -> tuple[Tensor, Tensor]:
+        """The updates of a block of batches, one after the other, as `step` makes them.
+
+        Args:
+            block: every tensor with a leading axis of n steps.
+
+        Returns:
+            Losses [n, *lead, b] and active outputs [n, *lead, b, k] from before each update, detached.
+        """
+        if self._explicit is not None:
+            return self._explicit_steps(self._explicit, block)
+        losses, outputs = zip(*(self.step(batch) for batch in block.steps()), strict=True)
+        return torch.stack(losses), torch.stack(outputs)
+
+    def _explicit_gradient(self) -> ExplicitGradient:
+        if type(self).step is not Learner.step:
+            raise ConfigError("learner.autograd=false: this learner has a step of its own; use learner.autograd=true")
+        return ExplicitGradient(self.net, self.lead)
+
+    def _explicit_steps(self, explicit: ExplicitGradient, block: Batch) -> tuple[Tensor, Tensor]:
+        """`step_block` without autograd: outputs are kept, and the losses of all steps computed from them at once."""
+        assert self.task is not None
+        outputs = explicit.start(block, self.task.loss, self.task.active_outputs)
+        is_heard = self.on_backward is not None or self.on_update is not None
+        groups = self._plain_groups()
+        self.optimizer.zero_grad()
+        for i in range(len(outputs)):
+            explicit.backward(i)
+            if self.wants_features():
+                self.hear(explicit.features)
+            if is_heard or groups is None:
+                explicit.fill_gradients()
+            if groups is None:
+                self._follow_gradients()
+                continue
+            # The same update whether somebody looks or not.
+            if self.on_backward is not None:
+                self.on_backward()
+            explicit.descend([group["lr"] for group in groups])
+            if self.on_update is not None:
+                self.on_update()
+            self.mechanism()
+        return per_sample_loss(self.task.loss, outputs, block.targets), outputs
+
+    def _plain_groups(self) -> list[dict[str, Any]] | None:
+        """The optimiser's group of each parameter, when all that becomes of a gradient is theta -= lr gradient."""
+        kind, config = type(self), self.config
+        has_own_rule = kind.update is not Learner.update or kind.adjust_gradients is not Learner.adjust_gradients
+        is_more = config.clip_norm is not None or self.layer_rates is not None or self.projection is not None
+        groups = self.optimizer.param_groups
+        is_sgd = type(self.optimizer) is torch.optim.SGD
+        if has_own_rule or is_more or not is_sgd or any(g["momentum"] or g["weight_decay"] for g in groups):
+            return None
+        group_of = {parameter: group for group in groups for parameter in group["params"]}
+        return [group_of[parameter] for parameter in self.parameters]
 
     def update(self) -> None:
         """The optimiser's step, by the rates of the layers."""
@@ -268,12 +352,26 @@ class Learner:
     def mechanism(self) -> None:
         """What a learner does after the optimiser's step, such as replacing units; nothing here."""
 
-    def numbers(self) -> dict[str, float]:
-        """What the learner did since the task began, for the task's row under `learner/`; nothing here."""
+    def numbers(self) -> Mapping[str, float | Tensor]:
+        """What the learner did since the task began, for the task's row under `learner/`; nothing here.
+
+        A tensor is a number, or one number for each run along the leading axis.
+        """
         return {}
 
+    def numbers_of(self, run: int) -> dict[str, float]:
+        """`numbers` of one of the runs that advance together; a number of all of them counts for each."""
+        found = self.numbers()
+        return {
+            key: float(value[run] if isinstance(value, Tensor) and value.ndim else value)
+            for key, value in found.items()
+        }
+
     def must_be_finite(self) -> dict[str, Tensor]:
-        """Tensors of the learner's own, by a name for people, that stop the run when they are not finite."""
+        """Tensors of the learner's own, by a name for people, that stop the run when they are not finite.
+
+        Each has the leading axes of the runs.
+        """
         return {}
 
     def end_task(self) -> None:

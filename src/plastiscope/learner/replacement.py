@@ -6,7 +6,7 @@ forgets what it knew of all these. (Dohare et al. 2024, "Loss of plasticity in d
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plastiscope.data.samples import Batch
 from plastiscope.learner.adam import UnitAdam
 from plastiscope.learner.features import TrainingFeatures
 from plastiscope.learner.learner import InitialNet, Learner, LearnerConfig, Optimizer
@@ -244,19 +243,22 @@ class ReplacingLearner(Learner):
         """Whether the mechanism of the step that comes next needs the features."""
         return True
 
-    def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """One update, with its features kept for the mechanism."""
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The outputs of the network, its features kept for the mechanism."""
         with self.features.listen(self.wants_features()):
-            return super().step(batch)
+            return super().forward(inputs)
+
+    def hear(self, features: Mapping[str, Tensor]) -> None:
+        """Keep those of the layers whose units are replaced."""
+        self.features.give([features[part.layer.site.module] for part in self.parts])
 
     def replace(self, due: Sequence[tuple[UnitSet, Chosen]]) -> None:
         """Replace the chosen units of each set."""
         replace_units(due, self.fresh, self.generations, self.optimizer if self.config.reset_optimizer_state else None)
 
-    def numbers(self) -> dict[str, float]:
+    def numbers(self) -> Mapping[str, float | Tensor]:
         """Units replaced since the task began: `<layer or total>/replaced`."""
-        counts = {name: float(count) for name, count in self.replaced.items()}
-        return {f"{name}/replaced": count for name, count in {"total": sum(counts.values()), **counts}.items()}
+        return {f"{name}/replaced": n for name, n in {"total": sum(self.replaced.values()), **self.replaced}.items()}
 
     def end_task(self) -> None:
         """Count the units of the next task from 0."""

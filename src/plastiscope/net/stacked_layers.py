@@ -36,16 +36,39 @@ def _flat(values: Tensor | None) -> Tensor | None:
     return None if values is None else values.view(-1)
 
 
+class _BatchedLinear(torch.autograd.Function):
+    """x W^T + b of each network.
+
+    Autograd's own backward of the batched product makes the weights' gradient in another layout and copies it; of
+    single samples it is an outer product, for which products of matrices are slow.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[R, b, inputs], [R, outputs, inputs], [R, outputs] -> [R, b, outputs]."""
+        ctx.save_for_backward(x, weight)
+        return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Of the inputs, the weights, the bias."""
+        (x, weight), gradient = ctx.saved_tensors, gradients[0]
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        outer = torch.mul if x.shape[1] == 1 else torch.bmm
+        return (
+            torch.bmm(gradient, weight) if of_x else None,
+            outer(gradient.mT, x) if of_weight else None,
+            gradient.sum(1) if of_bias else None,
+        )
+
+
 class StackedLinear(nn.Linear):
     """y_r = W_r x_r + b_r as one batched product."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[R, b, ..., inputs] -> [R, b, ..., outputs]."""
         x = input if input.ndim == 3 else input.flatten(1, -2)
-        if self.bias is None:
-            outputs = torch.bmm(x, self.weight.mT)
-        else:
-            outputs = torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.mT)
+        outputs: Tensor = _BatchedLinear.apply(x, self.weight, self.bias)
         return outputs if input.ndim == 3 else outputs.unflatten(1, input.shape[1:-1])
 
 
@@ -54,7 +77,7 @@ class StackedWeightNormLinear(WeightNormLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[R, b, inputs] -> [R, b, outputs]."""
-        outputs = torch.bmm(input, self.weight.mT) * self.factors().unsqueeze(1)
+        outputs = _BatchedLinear.apply(input, self.weight, None) * self.factors().unsqueeze(1)
         return outputs if self.bias is None else outputs + self.bias.unsqueeze(1)
 
 
