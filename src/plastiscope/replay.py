@@ -286,12 +286,12 @@ class Replay(Events, Loop):
         context.epochs_completed = stop.epochs_completed
         if stop.event != "begin":
             context.epoch = (stop.epochs_completed - 1) % context.epochs
-            learner.begin_epoch(context.epoch)
+            learner.begin_epoch(context.epoch, context.epochs)
             self._load(stop.epochs_completed)
             return
         context.epoch = 0
         if stop.task > 0:
-            learner.begin_epoch(context.epochs - 1)  # the step size that the task before left
+            learner.begin_epoch(context.epochs - 1, context.epochs)  # the step size that the task before left
         if self._is_there(stop):
             self._load(stop.epochs_completed)
             learner.begin_task(context.current_task)
