@@ -6,7 +6,13 @@ import torch
 from plastiscope.learner.unit_parameters import Slices
 from plastiscope.learner.weight_sums import CHUNK, AbsoluteSums
 
-SHAPES = {"small": (6, 8), "convolution": (6, 8, 3, 2), "large": (700, 800), "large convolution": (300, 400, 3, 3)}
+SHAPES = {
+    "small": (6, 8),
+    "convolution": (6, 8, 3, 2),
+    "large together": (200, 500),
+    "large": (700, 800),
+    "large convolution": (300, 400, 3, 3),
+}
 
 
 @pytest.mark.parametrize("lead", [0, 1])
@@ -15,7 +21,8 @@ def test_rows_columns_blocks_and_parts_of_an_axis(shape, lead):
     weight = torch.randn(shape, dtype=torch.float64)
     if len(shape) == 4:
         weight = weight.to(memory_format=torch.channels_last)
-    tensor = torch.stack([weight, 2.0 * weight]) if lead else weight
+    # Of the large ones a piece is a run, of those that are so together two, and the last one.
+    tensor = torch.stack([weight, 2.0 * weight, 3.0 * weight]) if lead else weight
     out, inputs = shape[:2]
     rows = Slices("w", tensor, 0, out, lead=lead)
     columns = Slices("w", tensor, 1, inputs, lead=lead)

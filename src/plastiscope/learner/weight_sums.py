@@ -59,37 +59,44 @@ class AbsoluteSums:
         self._passes = [self._passes_into(place) for place in range(len(self.targets[0][1]))]
 
     def _passes_into(self, place: int) -> list[tuple[Tensor, Tensor, list[_Sum]]]:
-        whole, lead = self.tensor, self.lead
-        rows = whole.shape[lead]
-        are_single = all(slices.block == 1 for slices, _, _ in self.targets if slices.axis == 0)
-        size = rows
-        if lead == 0 and are_single and whole.numel() > CHUNK and self._source.normed is None:
-            size = max(1, CHUNK * rows // whole.numel())
+        """Pieces of the parameter: rows, or with a leading axis runs."""
+        whole = self.tensor
+        size = self._size_of_pieces()
         if self._buffer is None:
-            self._buffer = torch.empty_like(whole.narrow(lead, 0, min(size, rows)))
+            self._buffer = torch.empty_like(whole.narrow(0, 0, size))
         passes = []
-        for start in range(0, rows, size):
-            part = whole.narrow(lead, start, min(size, rows - start))
-            absolute = self._buffer.narrow(lead, 0, part.shape[lead])
-            sums = [self._sum(absolute, start, slices, out[place], first) for slices, out, first in self.targets]
+        for start in range(0, len(whole), size):
+            part = whole.narrow(0, start, min(size, len(whole) - start))
+            absolute = self._buffer.narrow(0, 0, len(part))
+            sum_of = self._sum if self.lead or len(part) == len(whole) else self._sum_of_rows
+            sums = [sum_of(absolute, start, slices, out[place], first) for slices, out, first in self.targets]
             passes.append((part, absolute, [one for one in sums if one is not None]))
         return passes
 
-    def _sum(self, absolute: Tensor, start: int, slices: Slices, out: Tensor, is_first: bool) -> _Sum | None:
+    def _size_of_pieces(self) -> int:
+        whole = self.tensor
+        are_single = all(slices.block == 1 for slices, _, _ in self.targets if slices.axis == 0)
+        if whole.numel() <= CHUNK or self._source.normed is not None or not (self.lead or are_single):
+            return len(whole)
+        return max(1, CHUNK * len(whole) // whole.numel())
+
+    def _sum(self, absolute: Tensor, start: int, slices: Slices, out: Tensor, is_first: bool) -> _Sum:
+        """Of all rows and columns of a network, or of the runs from `start` on."""
         lead, axis = self.lead, self.lead + slices.axis
-        if slices.axis == 0 and absolute.shape != self.tensor.shape:
-            first, last = max(slices.offset, start), min(slices.offset + slices.width, start + len(absolute))
-            if first >= last:
-                return None
-            out, view = (
-                out.narrow(0, first - slices.offset, last - first),
-                absolute.narrow(0, first - start, last - first),
-            )
-            return _Sum(view, tuple(range(1, view.ndim)), None, out, is_first)
         view = absolute.narrow(axis, slices.offset, slices.width * slices.block)
         others = tuple(dim for dim in range(lead, view.ndim) if dim != axis)
         blocks = None if slices.block == 1 else (slices.width, slices.block)
-        return _Sum(view, others, blocks, out, is_first and (slices.axis == 0 or start == 0))
+        return _Sum(view, others, blocks, out.narrow(0, start, len(absolute)) if lead else out, is_first)
+
+    def _sum_of_rows(self, absolute: Tensor, start: int, slices: Slices, out: Tensor, is_first: bool) -> _Sum | None:
+        """Of the rows from `start` on, of a single network."""
+        if slices.axis != 0:
+            return self._sum(absolute, start, slices, out, is_first and start == 0)
+        first, last = max(slices.offset, start), min(slices.offset + slices.width, start + len(absolute))
+        if first >= last:
+            return None
+        out, view = out.narrow(0, first - slices.offset, last - first), absolute.narrow(0, first - start, last - first)
+        return _Sum(view, tuple(range(1, view.ndim)), None, out, is_first)
 
     def __call__(self, place: int) -> None:
         """Take the sums of the weights as they are now into the place'th row of each target."""
