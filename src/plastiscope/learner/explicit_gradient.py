@@ -307,6 +307,12 @@ class ExplicitGradient:
         sites = (layer.site for layer in self.layers)
         return dict(zip(sites, self._buffers.features, strict=False))
 
+    @property
+    def inputs(self) -> dict[nn.Module, Tensor]:
+        """What each linear layer read in the last step, [*lead, b, inputs]; the next may overwrite it."""
+        befores = (before if self.lead else before[0] for _, before in self._terms())
+        return {layer.module: before for layer, before in zip(self.layers, befores, strict=True)}
+
     def _terms(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(d, h before it) of each layer, after `backward`."""
         befores = [self._inputs[self._step], *(h for _, h in self._buffers.hidden)]
