@@ -174,7 +174,7 @@ def make_net(plan: Plan, input_shape: tuple[int, ...], outputs: int, k: int = 0)
 def make_learner(plan: Plan, shift: TaskShift, data: DataSet, device: torch.device) -> Learner:
     """The learner with its network on the device, and the global generators seeded."""
     keep_freed_pages()
-    initial_net = _initial_net(plan, shift, data)
+    initial_net = _initial_net(plan, data, shift)
     net = initial_net(0)
     units = _described(net, data)
     net.to(device)
@@ -184,7 +184,7 @@ def make_learner(plan: Plan, shift: TaskShift, data: DataSet, device: torch.devi
     return plan.learner.make(net, units, initial_net, plan.settings.seed)
 
 
-def _initial_net(plan: Plan, shift: TaskShift, data: DataSet) -> InitialNet:
+def _initial_net(plan: Plan, data: DataSet, shift: TaskShift) -> InitialNet:
     return lambda k: make_net(plan, data.input_shape, shift.outputs, k)
 
 
@@ -203,15 +203,16 @@ def _make(plan: Plan, device: torch.device) -> Made:
         data, shift = load_tasks(plan, device)
         learner = make_learner(plan, shift, data, device)
         return Made(plan, [plan], [data], [shift], [learner.net], learner)
+    data, shift = load_tasks(plan, device)
+    one = make_net(plan, data.input_shape, shift.outputs)
+    refuse_what_is_slower(one, device)
+    check_memory(plan, one, device)
     plans = plans_of(plan)
-    loaded = [load_tasks(one, device) for one in plans]
+    loaded = [load_tasks(alone, device) for alone in plans]
     made, shifts = [data for data, _ in loaded], [shift for _, shift in loaded]
     check_tasks(shifts, plan.settings.num_tasks)
     keep_freed_pages()
-    initial_nets = [_initial_net(one, shift, data) for one, (data, shift) in zip(plans, loaded, strict=True)]
-    one = initial_nets[0](0)
-    refuse_what_is_slower(one, device)
-    check_memory(plan, one, device)
+    initial_nets = [_initial_net(alone, *both) for alone, both in zip(plans, loaded, strict=True)]
     units = _described(one, made[0])
     stacked, initial_net = stack_networks(initial_nets, torch.zeros(2, *made[0].input_shape))
     stacked.to(device)

@@ -54,7 +54,9 @@ class Settings:
         require(allowed, "threads", self.threads, "must be 1 to 1024, or null")
         require(self.checkpoint_every_s >= 0, "checkpoint_every_s", self.checkpoint_every_s, "must be 0 or more")
         alone = self.replicas == 1 or self.replay.folder is None
-        require(alone, "replicas", self.replicas, "must be 1 in a replay: saved weights are those of one run")
+        require(
+            alone, "replicas", self.replicas, "must be 1 in a replay; look at the folder of one run, such as seed_0000"
+        )
         kind = self.device.split(":")[0]
         require(kind in ("auto", "cpu", "cuda", "mps"), "device", self.device, "must be auto, cpu, cuda or mps")
 

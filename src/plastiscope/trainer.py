@@ -105,7 +105,8 @@ class TrainedRun(Events):
         self.last_row, self.task_begin_row = state["last_row"], state["task_begin_row"]
         self.load_callbacks(state["callbacks"])
         self.failure = state["failure"]
-        self.journal.has_failed = bool(self.failure)
+        if self.failure:
+            self.journal.fail(self.failure)
 
 
 @dataclass(kw_only=True)
@@ -221,7 +222,7 @@ class Trainer(Loop):
         lead = (len(self.runs),) * learner.lead
         record = self.record = self.record or EpochRecord.empty(n, tasks[0].train.rows.device, lead)
         learner.net.train()
-        learner.begin_epoch(at.epoch)
+        learner.begin_epoch(at.epoch, self.context.epochs)
         for run, task in zip(self.runs, tasks, strict=True):
             context = run.context
             context.order = presentation_order(task.train, context.seed, at.task, at.epoch)

@@ -114,7 +114,10 @@ class FiniteData(ABC):
 
     def load(self, seed: int, device: torch.device) -> DataSet:
         """The data set under these settings; raises DataError and ConfigError."""
-        return assemble(self, self.read(device), seed, device)
+        kept: dict[torch.device, Opened] = self.__dict__.setdefault("_opened", {})
+        if device not in kept:  # runs of several seeds that advance together share the inputs
+            kept[device] = open_raw(self, self.read(device), device)
+        return of_seed(self, kept[device], seed, device)
 
 
 def _check_labels(split: Split, num_classes: int, name: str) -> None:
@@ -256,14 +259,19 @@ def _description(settings: FiniteData, raw: RawData, ids: Tensor, normalisation:
     }
 
 
-def assemble(settings: FiniteData, raw: RawData, seed: int, device: torch.device) -> DataSet:
-    """Turn two raw splits into training, validation and test samples: ids, normalisation, noise, augmentation.
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """What is the same for every seed: raw data, rows of training, validation and test, normalised inputs."""
 
-    Args:
-        settings: what the user asked for.
-        raw: what was read.
-        seed: of the run; keys label noise and augmentation.
-        device: where batches appear.
+    raw: RawData
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray]
+    train: Source
+    test: Source
+    normalisation: Normalisation
+
+
+def open_raw(settings: FiniteData, raw: RawData, device: torch.device) -> Opened:
+    """Check what was read, choose the rows, normalise the inputs.
 
     Raises:
         DataError: no samples, or labels out of range.
@@ -273,8 +281,21 @@ def assemble(settings: FiniteData, raw: RawData, seed: int, device: torch.device
     _check_labels(raw.test, raw.num_classes, "test")
     if settings.label_noise and (raw.train.labels is None or raw.num_classes < 2):
         raise ConfigError(f"label_noise={settings.label_noise}: needs class labels of at least two classes.")
-    rows, validation_rows, test_rows = _kept_rows(settings, raw)
-    train_source, test_source, normalisation = _sources(settings, raw, rows, device)
+    rows = _kept_rows(settings, raw)
+    return Opened(raw, rows, *_sources(settings, raw, rows[0], device))
+
+
+def of_seed(settings: FiniteData, opened: Opened, seed: int, device: torch.device) -> DataSet:
+    """Training, validation and test samples: ids, normalised inputs, label noise, augmentation.
+
+    Args:
+        settings: what the user asked for.
+        opened: what was read.
+        seed: of the run; keys label noise and augmentation.
+        device: where batches appear.
+    """
+    raw, train_source, test_source, normalisation = opened.raw, opened.train, opened.test, opened.normalisation
+    rows, validation_rows, test_rows = opened.rows
     one_hot = raw.num_classes if settings.targets is TargetKind.one_hot else None
 
     def view(split: Split, source: Source, name: str, rows: np.ndarray, noise: float = 0.0) -> Samples:

@@ -47,7 +47,7 @@ class WandbSink:
     """
 
     def __init__(self, folder: Path, settings: WandbSettings, config: Row, past: list[Row], alone: bool = True) -> None:
-        """Open the run; `past` are the rows that the logs hold already; others of the process end unless not `alone`."""
+        """Open the run; `past` are the rows that the logs hold already; `alone`: no other of this process is open."""
         import wandb
 
         given = settings.mode or _environment_mode()
