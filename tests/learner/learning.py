@@ -40,7 +40,12 @@ def make_task(outputs: int, index: int = 0, loss: Loss = Loss.cross_entropy) -> 
 
 
 def start(
-    config: LearnerConfig, net: NetConfig, shape: tuple[int, ...], outputs: int = 3, dtype: torch.dtype = torch.float64
+    config: LearnerConfig,
+    net: NetConfig,
+    shape: tuple[int, ...],
+    outputs: int = 3,
+    dtype: torch.dtype = torch.float64,
+    epochs: int | None = None,
 ) -> Any:
     """A learner at the beginning of a task, with its network in training mode."""
 
@@ -56,7 +61,7 @@ def start(
         module.to(memory_format=torch.channels_last)
     learner = config.make(module, units, initial_net, seed=0)
     learner.take_up(make_task(outputs))
-    learner.begin_epoch(0)
+    learner.begin_epoch(0, epochs)
     module.train()
     return learner
 
