@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from plastiscope.data.samples import Batch
 from plastiscope.error import ConfigError
+from plastiscope.learner import explicit_gradient
 from plastiscope.learner.backprop import Backprop
 from plastiscope.learner.continual_backprop import ContinualBackprop
 from plastiscope.learner.explicit_gradient import dense_layers
@@ -169,6 +170,26 @@ def test_runs_are_those_of_autograd_step_by_step_and_in_blocks(config, lead, siz
     if hasattr(blocks, "generations"):
         assert any(value.any() for value in blocks.generations.values())
         assert_equal_states(blocks.generations, by_autograd.generations)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("lead", [0, 1])
+def test_large_weights_are_updated_in_pieces(monkeypatch, lead, size):
+    """Each piece is read for the layer below before it is updated; who watches sees the same run."""
+    monkeypatch.setattr(explicit_gradient, "PIECE", 3 * 7)
+    config, net = Backprop(momentum=0.0, lr=0.3), Mlp(widths=[7, 40, 7], activation=Activation.tanh)
+    by_autograd, watched, blocks = (
+        learner_of(replace(config, autograd=autograd), net, lead, Loss.cross_entropy)
+        for autograd in (True, False, False)
+    )
+    watched.on_update = lambda: None
+    block = block_of("indices", lead, steps=5, size=size)
+    for learner in (by_autograd, watched, blocks):
+        learner.step_block(block)
+    assert max(len(link.pieces) for link in blocks._explicit._links) > 5  # type: ignore[union-attr]
+    assert_equal_states(state_of(watched.net), state_of(blocks.net))
+    for own, other in zip(blocks.net.parameters(), by_autograd.net.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-11, atol=1e-12)
 
 
 def test_gradients_are_there_for_who_watches_and_gone_for_who_does_not():

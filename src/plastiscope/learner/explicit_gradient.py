@@ -6,7 +6,7 @@ Written into buffers that every step uses again; for small networks the calls ar
 several times as many. Runs that advance together are one batched product, and a single run is a batch of one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -165,30 +165,53 @@ def _refusal(what: str) -> ConfigError:
     )
 
 
+PIECE = 1 << 17
+"""Elements of a large weight that are read, then updated, at a time, so that they stay in the cache."""
+
+
+class _Piece(NamedTuple):
+    """Rows of a weight [R, n, in]; d of their units [R, b, n] and transposed."""
+
+    weight: Tensor
+    delta: Tensor
+    turned: Tensor
+
+
+class _Link:
+    """A layer as a step sees it, for one size of batch.
+
+    Attributes:
+        weight, transposed, bias: as far as the loss sees its outputs.
+        form: of the activation.
+        z, h, kept: before and after it (one tensor where it can be), and the one that its derivative needs.
+        delta: dloss/dz but for the constant factor of each sample, [R, b, out].
+        scaled: a place for delta with that factor.
+        pieces: of the weight.
+    """
+
+    def __init__(self, layer: Dense, size: int, outputs: int) -> None:
+        self.form, networks = layer.form, len(layer.weight)
+        self.weight = layer.weight.narrow(1, 0, outputs)
+        self.transposed = self.weight.mT
+        self.bias = None if layer.bias is None else layer.bias.narrow(2, 0, outputs)
+        self.z, self.delta, self.scaled = (self.weight.new_empty(networks, size, outputs) for _ in range(3))
+        keeps_input = layer.form is not None and layer.form.keeps_input
+        self.h = torch.empty_like(self.z) if keeps_input else self.z
+        self.kept, self.feature = self.z, self.h if layer.lead else self.h[0]
+        rows = outputs if self.weight.numel() <= 8 * PIECE else max(1, PIECE // self.weight[:, 0].numel())
+        deltas = self.delta.split(rows, 2)
+        self.pieces = [
+            _Piece(weight, delta, delta.mT) for weight, delta in zip(self.weight.split(rows, 1), deltas, strict=True)
+        ]
+
+
 class _Buffers:
     """What a step writes, for one size of batch and number of active outputs."""
 
     def __init__(self, layers: Sequence[Dense], size: int, active: int) -> None:
-        weight = layers[0].weight
-        self.hidden: list[tuple[Tensor, Tensor]] = []
-        self.deltas: list[Tensor] = []
-        self.ones = weight.new_ones(len(weight), 1, size)
-        for layer in layers[:-1]:
-            z = weight.new_empty(len(weight), size, layer.weight.shape[1])
-            keeps_input = layer.form is not None and layer.form.keeps_input
-            self.hidden.append((z, torch.empty_like(z) if keeps_input else z))
-            self.deltas.append(torch.empty_like(z))
-        self.deltas.append(weight.new_empty(len(weight), size, active))
-        self.features = [h if layers[0].lead else h[0] for _, h in self.hidden]
-        # (weight, its transpose, bias) of each layer, of the head as far as the loss sees it
-        self.bound = [
-            (
-                layer.weight.narrow(1, 0, delta.shape[-1]),
-                layer.weight.narrow(1, 0, delta.shape[-1]).mT,
-                None if layer.bias is None else layer.bias.narrow(2, 0, delta.shape[-1]),
-            )
-            for layer, delta in zip(layers, self.deltas, strict=True)
-        ]
+        widths = [*(layer.weight.shape[1] for layer in layers[:-1]), active]
+        self.links = [_Link(layer, size, width) for layer, width in zip(layers, widths, strict=True)]
+        self.ones = layers[0].weight.new_ones(len(layers[0].weight), 1, size)
 
 
 class ExplicitGradient:
@@ -208,7 +231,10 @@ class ExplicitGradient:
         """
         self.layers, self.lead = dense_layers(net, lead), lead
         self._all_buffers: dict[tuple[int, int], _Buffers] = {}
-        self._gradients: list[tuple[Tensor, Tensor | None]] | None = None
+        self._gradients: list[_Gradient] = []
+        places = iter(range(2 * len(self.layers)))
+        # Of the weight and the bias of each layer among the parameters.
+        self._places = [(next(places), 0 if layer.bias is None else next(places)) for layer in self.layers]
 
     @torch.no_grad()
     def start(self, batches: Batch, loss: Loss, active_outputs: int) -> Tensor:
@@ -230,6 +256,7 @@ class ExplicitGradient:
         if key not in self._all_buffers:
             self._all_buffers[key] = _Buffers(self.layers, size, active)
         self._buffers = self._all_buffers[key]
+        self._links = self._buffers.links
         outputs = self.layers[0].weight.new_empty(n, networks, size, active)
         self._outputs = outputs.unbind()
         self._derive = self._derivative(loss, batches.targets, outputs.shape)
@@ -240,7 +267,7 @@ class ExplicitGradient:
 
     def _derivative(self, loss: Loss, targets: Tensor, shape: Sequence[int]) -> Callable[[int], None]:
         """The function that writes dloss/dz of step i but for `_share`, the constant factor of each sample."""
-        delta, outputs = self._buffers.deltas[-1], self._outputs
+        delta, outputs = self._links[-1].delta, self._outputs
         *_, size, k = shape
         self._share = 1.0 / size
         if loss is Loss.cross_entropy:
@@ -279,90 +306,131 @@ class ExplicitGradient:
 
         return of_cross_entropy
 
-    def backward(self, i: int) -> None:
-        """Outputs, features and derivatives of step i of the block, by the parameters as they are now."""
-        buffers, layers = self._buffers, self.layers
-        h = self._inputs[i]
-        for layer, (_, transposed, bias), (z, after) in zip(layers, buffers.bound, buffers.hidden, strict=False):
-            _affine(h, transposed, bias, z)
-            if layer.form is not None:
-                layer.form.apply(z, after)
-            h = after
-        _, transposed, bias = buffers.bound[-1]
-        _affine(h, transposed, bias, self._outputs[i])
+    def backward(self, i: int, rates: Sequence[float] | None = None) -> None:
+        """Outputs, features and derivatives of step i of the block, by the parameters as they are now.
+
+        Args:
+            i: number of the step.
+            rates: with them `descend` is part of it, so that large weights are read once for both.
+        """
+        self._forward(i)
+        links = self._links
+        for at in range(len(links) - 1, 0, -1):
+            link, below = links[at], links[at - 1]
+            if len(link.pieces) == 1:
+                torch.bmm(link.delta, link.weight, out=below.delta)
+                if rates is not None:
+                    self._descend(at, rates)
+            else:
+                scale = None if rates is None else -rates[self._places[at][0]] * self._share
+                for k, piece in enumerate(link.pieces):
+                    below.delta.baddbmm_(piece.delta, piece.weight, beta=float(k > 0))
+                    if scale is not None:
+                        _subtract(piece, below.h, scale)
+                if rates is not None:
+                    self._descend_bias(at, rates)
+            if below.form is not None:
+                below.form.chain(below.delta, below.kept)
+        if rates is not None:
+            self._descend(0, rates)
+
+    def _forward(self, i: int) -> None:
+        """Up to the derivatives by the outputs."""
+        h, links, self._step = self._inputs[i], self._links, i
+        for link in links[:-1]:
+            _affine(link, h, link.z)
+            if link.form is not None:
+                link.form.apply(link.z, link.h)
+            h = link.h
+        _affine(links[-1], h, self._outputs[i])
         self._derive(i)
-        deltas = buffers.deltas
         if self._weights is not None:
-            deltas[-1].mul_(self._weights[i])
-        for i_layer in range(len(layers) - 1, 0, -1):
-            torch.bmm(deltas[i_layer], buffers.bound[i_layer][0], out=deltas[i_layer - 1])
-            form = layers[i_layer - 1].form
-            if form is not None:
-                form.chain(deltas[i_layer - 1], buffers.hidden[i_layer - 1][0])
-        self._step = i
+            links[-1].delta.mul_(self._weights[i])
 
     @property
     def features(self) -> dict[str, Tensor]:
         """Of the last step, [*lead, b, units], by the path of the module that gives them; the next overwrites them."""
         sites = (layer.site for layer in self.layers)
-        return dict(zip(sites, self._buffers.features, strict=False))
+        return dict(zip(sites, [link.feature for link in self._links[:-1]], strict=False))
 
     @property
     def inputs(self) -> dict[nn.Module, Tensor]:
         """What each linear layer read in the last step, [*lead, b, inputs]; the next may overwrite it."""
-        befores = (before if self.lead else before[0] for _, before in self._terms())
+        befores = (before if self.lead else before[0] for before in map(self._before, range(len(self.layers))))
         return {layer.module: before for layer, before in zip(self.layers, befores, strict=True)}
 
-    def _terms(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(d, h before it) of each layer, after `backward`."""
-        befores = [self._inputs[self._step], *(h for _, h in self._buffers.hidden)]
-        return zip(self._buffers.deltas, befores, strict=True)
+    def _before(self, at: int) -> Tensor:
+        """What layer number `at` read in the last step, [R, b, in]."""
+        return self._links[at - 1].h if at else self._inputs[self._step]
 
     def descend(self, rates: Sequence[float]) -> None:
         """Subtract rate * gradient, with no gradient made; a rate for each parameter, in the order of the network's."""
-        ones, share, rate_of = self._buffers.ones, self._share, iter(rates)
-        for (delta, before), (weight, _, bias) in zip(self._terms(), self._buffers.bound, strict=True):
-            scale = -next(rate_of) * share
-            if delta.shape[1] == 1:
-                weight.addcmul_(delta.mT, before, value=scale)
-            else:
-                weight.baddbmm_(delta.mT, before, alpha=scale)
-            if bias is None:
-                continue
-            scale = -next(rate_of) * share
-            if delta.shape[1] == 1:
-                bias.add_(delta, alpha=scale)
-            else:
-                bias.baddbmm_(ones, delta, alpha=scale)
+        for at in range(len(self._links)):
+            self._descend(at, rates)
+
+    def _descend(self, at: int, rates: Sequence[float]) -> None:
+        before, scale = self._before(at), -rates[self._places[at][0]] * self._share
+        for piece in self._links[at].pieces:
+            _subtract(piece, before, scale)
+        self._descend_bias(at, rates)
+
+    def _descend_bias(self, at: int, rates: Sequence[float]) -> None:
+        link = self._links[at]
+        if link.bias is None:
+            return
+        scale = -rates[self._places[at][1]] * self._share
+        if link.delta.shape[1] == 1:
+            link.bias.add_(link.delta, alpha=scale)
+        else:
+            link.bias.baddbmm_(self._buffers.ones, link.delta, alpha=scale)
 
     def fill_gradients(self) -> None:
         """Put the gradients into `.grad` of the parameters."""
-        if self._gradients is None:
-            self._gradients = [
-                (torch.zeros_like(layer.weight), None if layer.bias is None else torch.zeros_like(layer.bias))
-                for layer in self.layers
-            ]
-        ones, share = self._buffers.ones, self._share
-        for layer, (delta, before), (weight, bias) in zip(self.layers, self._terms(), self._gradients, strict=True):
-            _product(delta.mT, before, share, weight, 1)
-            layer.module.weight.grad = weight.view(layer.module.weight.shape)
-            if bias is not None:
-                _product(ones, delta, share, bias, 2)
-                layer.module.bias.grad = bias.view(layer.module.bias.shape)
+        if not self._gradients:
+            self._gradients = [_Gradient(layer) for layer in self.layers]
+        for at, (link, gradient) in enumerate(zip(self._links, self._gradients, strict=True)):
+            delta = link.delta
+            if self._share != 1.0:
+                delta = torch.mul(delta, self._share, out=link.scaled)
+            gradient.fill(delta, self._before(at))
 
 
-def _product(left: Tensor, right: Tensor, scale: float, out: Tensor, axis: int) -> None:
-    """Put scale left right into `out` [R, ...]; 0 for outputs, along `axis`, that the loss does not see."""
-    seen = (left if axis == 1 else right).shape[axis]
-    part = out
-    if seen < out.shape[axis]:
-        out.zero_()
-        part = out.narrow(axis, 0, seen)
-    torch.baddbmm(part, left, right, beta=0.0, alpha=scale, out=part)
+class _Gradient:
+    """Where the gradients of a layer are."""
+
+    def __init__(self, layer: Dense) -> None:
+        self.parameters = [p for p in (layer.module.weight, layer.module.bias) if p is not None]
+        self.whole = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
+        self.weight, *rest = self.whole
+        if not layer.lead:
+            self.weight = self.weight.unsqueeze(0)
+        self.bias = [gradient.view(len(self.weight), 1, -1) for gradient in rest]
+
+    def fill(self, delta: Tensor, before: Tensor) -> None:
+        """Take the gradients; 0 for outputs that the loss does not see."""
+        active, of_weight, of_bias = delta.shape[2], self.weight, self.bias
+        if active < of_weight.shape[1]:
+            for gradient in self.whole:
+                gradient.zero_()
+            of_weight, of_bias = of_weight.narrow(1, 0, active), [bias.narrow(2, 0, active) for bias in of_bias]
+        product = torch.mul if delta.shape[1] == 1 else torch.bmm
+        product(delta.mT, before, out=of_weight)
+        for bias in of_bias:
+            torch.sum(delta, 1, keepdim=True, out=bias)
+        for parameter, gradient in zip(self.parameters, self.whole, strict=True):
+            parameter.grad = gradient
 
 
-def _affine(h: Tensor, transposed: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    if bias is None:
-        torch.bmm(h, transposed, out=out)
+def _subtract(piece: _Piece, before: Tensor, scale: float) -> None:
+    """Add scale d^T h to rows of a weight."""
+    if before.shape[1] == 1:
+        piece.weight.addcmul_(piece.turned, before, value=scale)
     else:
-        torch.baddbmm(bias, h, transposed, out=out)
+        piece.weight.baddbmm_(piece.turned, before, alpha=scale)
+
+
+def _affine(link: _Link, h: Tensor, out: Tensor) -> None:
+    if link.bias is None:
+        torch.bmm(h, link.transposed, out=out)
+    else:
+        torch.baddbmm(link.bias, h, link.transposed, out=out)

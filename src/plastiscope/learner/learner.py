@@ -13,6 +13,7 @@ from plastiscope.error import ConfigError, require
 from plastiscope.learner.effective_lr import EFFECTIVE_LR, EffectiveLrMode, Projection, scaled_steps
 from plastiscope.learner.explicit_gradient import ExplicitGradient
 from plastiscope.learner.layer_rates import LayerLr, LayerRates, Restart
+from plastiscope.learner.training_forward import TrainingForward
 from plastiscope.measure.keyed import Seed
 from plastiscope.measure.loss import per_sample_loss
 from plastiscope.net.activation import undecayed
@@ -160,6 +161,7 @@ class Learner:
     """Gradient descent on the task's loss; `mechanism` is where a subclass acts after the optimiser's step.
 
     Attributes:
+        through: how the network runs in a step, if not as it is.
         on_backward, on_update: called in `step` when set; the trainer sets them when a callback listens.
     """
 
@@ -181,6 +183,7 @@ class Learner:
         self._penalised = penalised(net)
         self._explicit = None if config.autograd else self._explicit_gradient()
         self.task: Task | None = None
+        self.through: TrainingForward | None = None
         self.on_backward: Callable[[], None] | None = None
         self.on_update: Callable[[], None] | None = None
 
@@ -254,21 +257,24 @@ class Learner:
     def _follow_gradients(self) -> None:
         """The rest of a step, from the gradients on."""
         self.adjust_gradients()
-        if self.on_backward is not None:
-            self.on_backward()
+        _call(self.on_backward)
         if self.config.clip_norm is not None:
             clip_norm(self.parameters, self.config.clip_norm, self.lead)
         self.update()
-        if self.on_update is not None:
-            self.on_update()
+        _call(self.on_update)
         self.mechanism()
         if self.projection is not None:
             self.projection.project()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The outputs of the network in a step."""
-        outputs: Tensor = self.net(inputs)
+        outputs: Tensor = self.net(inputs) if self.through is None else self.through(inputs)
         return outputs
+
+    @property
+    def hears_modules(self) -> bool:
+        """Whether it hears the network's modules in a step, which a compiled network does not call."""
+        return False
 
     def wants_features(self) -> bool:
         """Whether the mechanism of the step that comes next needs the features of the training forward."""
@@ -312,20 +318,20 @@ class Learner:
         groups = self._plain_groups()
         self.optimizer.zero_grad()
         for i in range(len(outputs)):
-            explicit.backward(i)
+            # The same updates whether somebody looks or not.
+            rates = None if groups is None else [group["lr"] for group in groups]
+            explicit.backward(i, None if is_heard else rates)
             if self.wants_features():
                 self.hear(explicit.features)
-            if is_heard or groups is None:
+            if is_heard or rates is None:
                 explicit.fill_gradients()
-            if groups is None:
+            if rates is None:
                 self._follow_gradients()
                 continue
-            # The same update whether somebody looks or not.
-            if self.on_backward is not None:
-                self.on_backward()
-            explicit.descend([group["lr"] for group in groups])
-            if self.on_update is not None:
-                self.on_update()
+            if is_heard:
+                _call(self.on_backward)
+                explicit.descend(rates)
+                _call(self.on_update)
             self.mechanism()
         return per_sample_loss(self.task.loss, outputs, block.targets), outputs
 
@@ -462,6 +468,11 @@ class Learner:
                 fresh.pop(name, None)
         self.net.load_state_dict(fresh, strict=not self.config.keep_buffers)
         self.reinitialised(self.parameters)
+
+
+def _call(listener: Callable[[], None] | None) -> None:
+    if listener is not None:
+        listener()
 
 
 def clip_norm(parameters: Sequence[nn.Parameter], most: float, lead: int = 0) -> None:
