@@ -24,6 +24,18 @@ def test_weight_normalised_rows_are_scale_invariant_one_by_one(tmp_path, optimiz
     assert numbers["representation/weights/linear_1/weight_norm"] == pytest.approx(norms.norm().item(), rel=1e-6)
 
 
+@pytest.mark.parametrize(("optimizer", "power"), [("sgd", 2), ("adam", 1)])
+def test_a_rate_that_is_held_constant_is_told_as_it_is(tmp_path, optimizer, power):
+    """By filter it is that of the layer times ||w||^2/||w_i||^2, or ||w||/||w_i||."""
+    settings = (f"learner.optimizer={optimizer}", "learner.lr=0.1", "learner.effective_lr=0.03", "net.norm=batch")
+    context = make_context(tmp_path / "run", *settings)
+    numbers = Representation(subsets=[], cka=False).on_task_end(context)
+    rows = context.net.linear_1.weight.detach().double().norm(dim=1)
+    found = {name: numbers[f"representation/weights/linear_1/{name}"] for name in ("effective_lr", "effective_lr_unit")}
+    assert found["effective_lr"] == pytest.approx(0.03, rel=1e-6)
+    assert found["effective_lr_unit"] == pytest.approx((0.03 * (rows.norm() / rows) ** power).mean().item(), rel=1e-6)
+
+
 def test_singular_values_of_projected_layers_and_of_factors(tmp_path):
     context = make_context(tmp_path / "projection", "net.layers.kind=projection")
     numbers = Representation(subsets=[], cka=False).on_task_end(context)
