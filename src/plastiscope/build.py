@@ -18,6 +18,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from plastiscope.advice import GROUPS, known_analyses, nearest, not_selected, selected
+from plastiscope.analysis.analysis import Analysis
 from plastiscope.data.samples import DataConfig
 from plastiscope.error import ConfigError
 from plastiscope.event import Callback
@@ -78,6 +79,9 @@ def build(config: DictConfig, overrides: Sequence[str] = ()) -> Plan:
     extra = [key for key in nodes if key not in top and key not in GROUPS]
     analyses = [_analysis(key, nodes[key], [*top, *GROUPS]) for key in extra]
     parts = {key: component(nodes.get(key), key) for key in GROUPS}
+    for analysis in analyses:
+        if isinstance(analysis, Analysis):
+            analysis.take_components(parts["net"], parts["learner"])
     resolved = _settings(settings)
     resolved |= {key: _resolved(parts[key], nodes[key]) for key in GROUPS}
     resolved |= {key: _resolved(analysis, nodes[key]) for key, analysis in zip(extra, analyses, strict=True)}

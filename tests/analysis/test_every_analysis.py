@@ -29,6 +29,8 @@ THOROUGH = {
         *("curvature.noise=true", "curvature.legacy_batch=20", "samples.population=run", "samples.validation=true"),
     ),
     "lla": ("lla.profile=smoke", "lla.when=both", "lla.enable_mode_connectivity=true", "lla.spectrum.backend=retained"),
+    "online": ("online.bin_size=7", "online.raw=true"),
+    "probe": ("probe.steps=6", "probe.fresh_nets=2", "probe.learner=own", "probe.eval_every=2"),
     "tracking": ("tracking.export_csv=true",),
     "smoothness": (
         *("smoothness.when=both", "smoothness.epochs=2", "smoothness.batch_norm=batch", "smoothness.num_samples=30"),

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from plastiscope.error import require
 from plastiscope.event import Callback
+from plastiscope.learner.learner import LearnerConfig
+from plastiscope.net.net import NetConfig
 
 
 @dataclass(kw_only=True)
@@ -16,6 +18,9 @@ class Analysis(Callback):
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(self.every >= 1, "every", self.every, "must be 1 or more")
+
+    def take_components(self, net: NetConfig, learner: LearnerConfig) -> None:
+        """What the run trains and how, told once it is built; for analyses that train networks of their own."""
 
     def is_due(self, completed: int) -> bool:
         """Whether to look after `completed` tasks or epochs."""
