@@ -136,7 +136,7 @@ class InputMoments:
             if reason:
                 raise ConfigError(
                     f"the units of layer {part.layer.name} cannot have rank-restoring weights: {reason}. Use "
-                    "learner=continual_backprop, or a network of plain layers"
+                    "learner=continual_backprop, learner.residual_mode=inner_only, or a network of plain layers"
                 )
             (slices,) = part.weights
             module = net.get_submodule(module_of(slices))
