@@ -25,6 +25,7 @@ from plastiscope.landscape.settings import (
     with_value,
 )
 from plastiscope.landscape.slices import COPIES, are_sharded, own_rows
+from plastiscope.measure.landscape import memory
 from plastiscope.measure.landscape.memory import budget
 from plastiscope.run.processes import Processes, join_processes, leave_processes
 from plastiscope.run.storage import read_json
@@ -205,6 +206,16 @@ def test_one_process_has_all_samples_and_says_so(tmp_path, capsys):
     looked(normed(tmp_path / "not", settings=replace(settings, shard_data="false")))
     name = "planes/random_0.npz"
     assert (tmp_path / "asked" / name).read_bytes() == (tmp_path / "not" / name).read_bytes()
+
+
+def test_room_for_vectors_is_divided_by_the_processes_of_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2**30)
+    for here, room in ((1, 2**29), (4, 2**27)):
+        processes = Processes(here=here)
+        with opened(normed(tmp_path / str(here), settings=SETTINGS, processes=processes, tells=False)) as look:
+            assert look.room() == room
+    gpu = Processes(here=4, on_gpu=2)
+    assert [gpu.sharing(torch.device(name)) for name in ("cpu", "cuda")] == [4, 2]
 
 
 def test_processes_that_work_apart_hold_all_samples(tmp_path):

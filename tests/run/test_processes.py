@@ -16,6 +16,7 @@ from plastiscope.error import RunError
 from plastiscope.run.processes import (
     Part,
     Processes,
+    _missing_everywhere,
     first_host,
     is_first_process,
     join_processes,
@@ -187,3 +188,17 @@ def test_a_port_in_use_is_told(tmp_path):
         environment = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         with pytest.raises(RunError, match=r"process 0 of 2 does not find the others at 127.0.0.1:.*is the port free"):
             join_processes({**environment, "MASTER_PORT": str(taken.getsockname()[1])})
+
+
+def test_only_the_first_process_says_which_parts_are_missing_of_those_computed_together(tmp_path):
+    paths = [tmp_path / f"{i}" for i in range(3)]
+    paths[1].touch()
+    assert _missing_everywhere(paths, Processes()) == [0, 2]
+    assert _missing_everywhere(paths, Alone(1, 2)) == []
+
+
+class Alone(Processes):
+    """A process that hears of no other."""
+
+    def sum(self, tensor):
+        return tensor

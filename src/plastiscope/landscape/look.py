@@ -304,7 +304,8 @@ def _prepared(landscape: Landscape, settings: LandscapeSettings, frozen: FrozenL
         look.facts["slices"] = {"processes": landscape.processes.world}
     if reason := without_effect(settings, landscape.processes):
         look.warn(reason)
-        work.say(f"landscape: {reason}")
+        if landscape.tells:
+            work.say(f"landscape: {reason}")
     if frozen.coupling_modules:
         look.warn(
             f"{frozen.coupling_modules[0]} is a batch normalisation without running statistics, so the loss of a "

@@ -1,5 +1,6 @@
 """What is kept is counted, what does not fit is not kept, and every look goes on with less."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,12 @@ from landscape_cases import DOUBLE, DenseOperator, exact_hessian, fixture_f, fro
 from torch import nn
 
 from plastiscope.error import RunError
+from plastiscope.measure.landscape import memory
 from plastiscope.measure.landscape.eigenpairs import extreme_eigenpairs
 from plastiscope.measure.landscape.krylov import krylov
 from plastiscope.measure.landscape.memory import _of_group, budget, free_memory, graph_bytes, is_out_of_memory
 from plastiscope.measure.landscape.operator import Backend, HessianOperator
-from plastiscope.measure.landscape.timing import time_forward
+from plastiscope.measure.landscape.timing import time_candidates, time_forward
 from plastiscope.measure.loss import Loss
 
 CPU = torch.device("cpu")
@@ -127,6 +129,21 @@ def test_a_density_beyond_memory_is_refused() -> None:
     assert krylov(operator, start, 10, memory=10 * 50 * 8).size == 10
     with pytest.raises(RunError, match=r"10 Lanczos vectors.*at most 9 steps"):
         krylov(operator, start, 10, memory=10 * 50 * 8 - 1)
+
+
+def test_processes_that_share_memory_take_equal_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one process may keep, one of a hundred may not: in a look, and where candidates are timed."""
+    frozen = fixture_f(micro_batch=64)
+    needed = graph_bytes(lambda: HessianOperator(frozen)._field(frozen.inputs, frozen.targets), frozen.parameters)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 20 * needed)
+    assert budget(CPU) == 10 * needed
+    assert budget(CPU, sharing=3) == 10 * needed // 3
+    for sharing, route in ((1, Backend.retained), (100, Backend.rebuilt)):
+        operator = HessianOperator(replace(frozen, sharing=sharing), Backend.retained)
+        operator(torch.ones(115, dtype=DOUBLE))
+        assert operator.backend is route
+        (timing,) = time_candidates(operator.frozen, 2, [Backend.retained], [64])
+        assert bool(timing.reason) is (sharing > 1), timing
 
 
 def test_free_memory_and_limits_of_control_groups(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_what_is_close_is_timed_again_and_the_smaller_time_counts(monkeypatch) -
 
 
 def test_graphs_that_would_not_fit_are_no_candidates(monkeypatch) -> None:
-    monkeypatch.setattr(timing, "budget", lambda device: 1000)
+    monkeypatch.setattr(timing, "budget", lambda device, sharing: 1000)
     found = time_candidates(fixture_f(), 2, [Backend.retained, Backend.rebuilt], [64])
     assert "retained became rebuilt" in found[0].reason
     assert choose_candidate(found, 2).backend is Backend.rebuilt

@@ -4,11 +4,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from plastiscope.error import ConfigError
+from plastiscope.measure.landscape.first_layer import FirstLayer, as_ever, first_layer
 from plastiscope.measure.landscape.frozen import FrozenLoss
 from plastiscope.measure.landscape.preserved import moved, put
 
@@ -47,7 +49,8 @@ class Plane:
         """What `at` gives at the cells of row i, float64 [columns, ...]; the loss by default.
 
         theta + a d1 is formed once from the weights, and each cell adds b d2 to that: the order of rounding is fixed,
-        so a row is the same bits whoever computes it, and the cell in the middle is theta itself.
+        so a row is the same bits whoever computes it, and the cell in the middle is theta itself. Where the network
+        begins with a linear layer, its outputs are formed in the same way (see `FirstLayer`).
         """
         frozen, space = self.frozen, self.frozen.space
         at = at or frozen.value
@@ -56,12 +59,20 @@ class Plane:
         with torch.no_grad(), moved(frozen.net, space) as parameters:
             first, second = (laid_out_as(parameters, space.parts(d)) for d in (self.first, self.second))
             base = [p.add(d, alpha=a) if a else p.clone() for p, d in zip(parameters, first, strict=True)]
-            for j in range(len(self.b)) if columns is None else columns:
-                b = self.b[j].item()
-                for parameter, start, direction in zip(parameters, base, second, strict=True):
-                    torch.add(start, direction, alpha=b, out=parameter) if b else parameter.copy_(start)
-                found.append(at())
+            layer, named = self._first_layer, dict(zip(space.names, base, strict=True))
+            with layer.on_line(named) if layer else as_ever() as tell:
+                for j in range(len(self.b)) if columns is None else columns:
+                    b = self.b[j].item()
+                    for parameter, start, direction in zip(parameters, base, second, strict=True):
+                        torch.add(start, direction, alpha=b, out=parameter) if b else parameter.copy_(start)
+                    tell(b)
+                    found.append(at())
         return torch.stack(found)
+
+    @cached_property
+    def _first_layer(self) -> FirstLayer | None:
+        """Where there are cells enough that what is the same in all of them is worth its own product."""
+        return first_layer(self.frozen, self.frozen.space.named(self.second)) if len(self.b) > 2 else None
 
     def point(self, a: float, b: float, at: Callable[[], Tensor] | None = None) -> Tensor:
         """What `at` gives at one place of the plane, on the grid or off it; the loss by default."""
