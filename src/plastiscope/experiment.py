@@ -16,6 +16,7 @@ from plastiscope.error import ConfigError, RunError
 from plastiscope.event import Context
 from plastiscope.identity import holds_finished
 from plastiscope.learner.learner import InitialNet, Learner, Reset
+from plastiscope.learner.training_forward import Compile, Precision, TrainingForward, products_in
 from plastiscope.loop import Loop
 from plastiscope.measure.keyed import named_seed
 from plastiscope.net.describe import describe
@@ -97,13 +98,15 @@ def _run_first(
         source = open_source(plan, made.data[0], made.learner.units.head) if plan.settings.replay.folder else None
         _set_threads(plan, stored or (None if source is None else source.about), made.nets[0], threads_before)
         check_data(stored, made.data[0], folder)
+        made.learner.through = _training_forward(plan, made.learner, device)
         desk.open(made, device, overrides, stored, source)
         loop: Loop
         loop = _trainer(made, desk) if source is None else _replay(made, source, processes, folder, desk)
         _resume(made, loop, desk)
         processes.barrier()  # the folder is ready: the others read where we are
         processes.barrier()
-        loop.run()
+        with products_in(Precision.float32):
+            loop.run()
         desk.finish(plan.settings.num_tasks, plan.settings.figures)
     except Preempted as stop:
         raise SystemExit(128 + stop.signum) from None
@@ -222,6 +225,27 @@ def _make(plan: Plan, device: torch.device) -> Made:
     return Made(plan, plans, made, shifts, nets, learner)
 
 
+def _training_forward(plan: Plan, learner: Learner, device: torch.device) -> TrainingForward | None:
+    """How the network runs in a step; None as it is.
+
+    Raises:
+        ConfigError: the learner or the device cannot have it so.
+    """
+    precision, compiled = plan.settings.precision, plan.settings.compile
+    if precision is not Precision.bfloat16 and compiled is Compile.none:
+        return None
+    if learner.works_in_blocks:
+        raise ConfigError("learner.autograd=false: its steps are float32 and not compiled; leave precision and compile")
+    if compiled is not Compile.none and learner.hears_modules:
+        raise ConfigError(
+            "compile: this learner hears the modules of the network in a step, and a compiled network does not call "
+            "them; set compile=none"
+        )
+    if compiled is Compile.cuda_graphs and device.type != "cuda":
+        raise ConfigError(f"compile=cuda_graphs: device={device} has no CUDA graphs; set compile=default or none")
+    return TrainingForward(learner.net, precision, compiled)
+
+
 def make_context(
     plan: Plan, shift: TaskShift, learner: Learner, snapshots: SavedWeights, samples: SampleStore, folder: Path
 ) -> Context:
@@ -265,6 +289,7 @@ def _trainer(made: Made, desk: Desk) -> Trainer:
         batch_size=settings.batch_size,
         eval_every=settings.eval_every,
         verbose=settings.verbose,
+        precision=settings.precision,
     )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from plastiscope.error import require
+from plastiscope.learner.training_forward import Compile, Precision
 from plastiscope.replay import ReplaySettings
 from plastiscope.run.journal import SnapshotSettings
 from plastiscope.run.sample_store import SampleSettings
@@ -25,6 +26,10 @@ class Settings:
     """Runs with the seeds seed, seed + 1, ... that advance together in one process, each with a folder of its own."""
     device: str = "auto"
     """auto (an accelerator if there is one), cpu, cuda, cuda:1."""
+    precision: Precision = Precision.float32
+    """Of the products in training steps: float32, tf32, bfloat16; weights and analyses are float32."""
+    compile: Compile = Compile.none
+    """Whether the forward pass of training steps is compiled: none, default, cuda_graphs."""
     threads: int | None = None
     """CPU threads of torch; null = one for a small fully connected network, else as many as torch chooses.
     Other counts give other last bits, so a run keeps the count it began with."""

@@ -35,6 +35,7 @@ from plastiscope.data.samples import Batch, Samples, side_by_side
 from plastiscope.error import RunError
 from plastiscope.event import Context, EpochRecord, Numbers, listeners
 from plastiscope.learner.learner import Learner
+from plastiscope.learner.training_forward import Precision, products_in
 from plastiscope.loop import Events, Loop, is_evaluated, named
 from plastiscope.measure.evaluation import Scores
 from plastiscope.measure.keyed import named_seed
@@ -116,7 +117,7 @@ class Trainer(Loop):
     Attributes:
         learner: owns the network, or the stacked networks of several runs.
         runs: those that it trains, in the order of the stack.
-        batch_size, eval_every, verbose: settings of the same names.
+        batch_size, eval_every, verbose, precision: settings of the same names.
         position: where the loop is.
         record: of the epoch that is under way.
         begun: on_run_begin has been fired.
@@ -127,6 +128,7 @@ class Trainer(Loop):
     batch_size: int
     eval_every: int = 1
     verbose: bool = False
+    precision: Precision = Precision.float32
     position: Position = field(default_factory=Position)
     record: EpochRecord | None = None
     begun: bool = False
@@ -206,7 +208,8 @@ class Trainer(Loop):
         orders, record = self._begin_epoch(tasks)
         began = time.perf_counter()
         for block in self._blocks(tasks, orders):
-            losses, outputs = self._steps(block)
+            with products_in(self.precision):
+                losses, outputs = self._steps(block)
             hits = correct(loss, outputs, block.targets[: len(losses)])
             record.write((at.batch - len(losses)) * size, losses, hits)
             if self.verbose:

@@ -243,6 +243,11 @@ class ReplacingLearner(Learner):
         """Whether the mechanism of the step that comes next needs the features."""
         return True
 
+    @property
+    def hears_modules(self) -> bool:
+        """Features are heard by hooks."""
+        return True
+
     def forward(self, inputs: Tensor) -> Tensor:
         """The outputs of the network, its features kept for the mechanism."""
         with self.features.listen(self.wants_features()):
