@@ -12,6 +12,7 @@ from plastiscope.data.samples import Batch
 from plastiscope.error import ConfigError, require
 from plastiscope.learner.effective_lr import EFFECTIVE_LR, EffectiveLrMode, Projection, scaled_steps
 from plastiscope.learner.explicit_gradient import ExplicitGradient
+from plastiscope.learner.fused_step import fused_step
 from plastiscope.learner.layer_rates import LayerLr, LayerRates, Restart
 from plastiscope.learner.training_forward import TrainingForward
 from plastiscope.measure.keyed import Seed
@@ -242,7 +243,7 @@ class Learner:
             losses, outputs = self._explicit_steps(self._explicit, batch.each(lambda tensor: tensor.unsqueeze(0)))
             return losses[0], outputs[0]
         assert self.task is not None
-        self.optimizer.zero_grad()
+        self._forget_gradients()
         outputs = self.forward(batch.inputs)
         if self.task.active_outputs < outputs.shape[-1]:
             outputs = outputs[..., : self.task.active_outputs]
@@ -316,7 +317,7 @@ class Learner:
         outputs = explicit.start(block, self.task.loss, self.task.active_outputs)
         is_heard = self.on_backward is not None or self.on_update is not None
         groups = self._plain_groups()
-        self.optimizer.zero_grad()
+        self._forget_gradients()
         for i in range(len(outputs)):
             # The same updates whether somebody looks or not.
             rates = None if groups is None else [group["lr"] for group in groups]
@@ -347,10 +348,14 @@ class Learner:
         group_of = {parameter: group for group in groups for parameter in group["params"]}
         return [group_of[parameter] for parameter in self.parameters]
 
+    def _forget_gradients(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
     def update(self) -> None:
         """The optimiser's step, by the rates of the layers."""
         if self.layer_rates is None:
-            self.optimizer.step()
+            fused_step(self.optimizer)
             return
         with self.layer_rates.due_only(), scaled_steps(self.optimizer, self.config.is_adaptive, self.lead):
             self.optimizer.step()
