@@ -72,6 +72,7 @@ PROBLEMS = {
 ADAPTABLE = [CBP, "learner.util_type=adaptable_contribution"]
 RESIDUAL = [CBP, "learner.init=normal", "learner.replacement_rate=1e-5", "learner.maturity_threshold=1000"]
 REDO = ["learner=redo", "learner.reset_period=1000"]
+NOISY = ["learner=shrink_and_perturb", "learner.weight_decay=1e-5"]
 CASES = {
     f"{problem}_{learner}": Case(f"{learner}, {PROBLEMS[problem].name}", problem, wanted, overrides)
     for problem, learner, wanted, overrides in (
@@ -83,9 +84,13 @@ CASES = {
         ("mnist2000", "cbp", 1.60, [*ADAPTABLE, "learner.replacement_rate=1e-6"]),
         ("convnet", "cbp", 1.06, [*ADAPTABLE, "learner.init=default", "learner.replacement_rate=3e-4"]),
         ("convnet", "redo", 1.05, REDO),
+        ("convnet", "shrink_and_perturb", 1.10, NOISY),
+        ("convnet", "l2_init", 1.10, ["learner=l2_init"]),
         ("resnet18", "cbp", 1.03, RESIDUAL),
         ("resnet18", "cbp_legacy", 1.03, [*RESIDUAL, "learner.residual_mode=legacy"]),
         ("resnet18", "redo", 1.05, REDO),
+        ("resnet18", "shrink_and_perturb", 1.10, NOISY),
+        ("resnet18", "l2_init", 1.10, ["learner=l2_init"]),
     )
 }
 
