@@ -88,6 +88,22 @@ def test_a_network_leaves_and_comes_back(name):
         put_back(stacked, 0, make("linear", 0).state_dict())
 
 
+def test_gradients_in_mixed_precision_are_those_of_each_network_alone():
+    nets = [make("mlp", seed).float() for seed in SEEDS]
+    stacked, x = stack(nets), inputs_of("mlp").float()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = stacked(x)
+    outputs.float().square().sum().backward()
+    for r, net in enumerate(nets):
+        with torch.autocast("cpu", torch.bfloat16):
+            alone = net(x[r])
+        assert alone.dtype == outputs.dtype == torch.bfloat16
+        alone.float().square().sum().backward()
+        for path, parameter in net.named_parameters():
+            own = stacked.get_parameter(path).grad[r]
+            assert (own - parameter.grad).norm() < 0.03 * parameter.grad.norm()  # bfloat16 has 8 bits
+
+
 def test_a_copy_of_a_stacked_network_is_one():
     nets, x = [make("mlp_svd", seed) for seed in SEEDS], inputs_of("mlp_svd")
     stacked = stack(nets)

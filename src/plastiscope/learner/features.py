@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from plastiscope.error import ConfigError
 from plastiscope.net.capture import capture
+from plastiscope.net.stacked import is_whole
 from plastiscope.net.units import Layer, Site
 
 
@@ -26,7 +27,16 @@ class TrainingFeatures:
     """
 
     def __init__(self, net: nn.Module, layers: Sequence[Layer]) -> None:
-        """Install the hooks for the sites of `layers`."""
+        """Install the hooks for the sites of `layers`.
+
+        Raises:
+            ConfigError: the network runs as a whole, and its modules are not called.
+        """
+        if is_whole(net):
+            raise ConfigError(
+                "runs of this network advance together only as a whole, so what its units put out in a step cannot be "
+                "heard; use a learner that replaces no units, or one process per run"
+            )
         self._net = net
         self._sites = [layer.site for layer in layers]
         self._is_functional = any(site.function is not None for site in self._sites)

@@ -62,13 +62,20 @@ class _BatchedLinear(torch.autograd.Function):
         )
 
 
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if torch.is_autocast_enabled(x.device.type):  # which has rules of its own for what is saved for the backward pass
+        return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+    outputs: Tensor = _BatchedLinear.apply(x, weight, bias)
+    return outputs
+
+
 class StackedLinear(nn.Linear):
     """y_r = W_r x_r + b_r as one batched product."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[R, b, ..., inputs] -> [R, b, ..., outputs]."""
         x = input if input.ndim == 3 else input.flatten(1, -2)
-        outputs: Tensor = _BatchedLinear.apply(x, self.weight, self.bias)
+        outputs = _linear(x, self.weight, self.bias)
         return outputs if input.ndim == 3 else outputs.unflatten(1, input.shape[1:-1])
 
 
@@ -77,7 +84,7 @@ class StackedWeightNormLinear(WeightNormLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[R, b, inputs] -> [R, b, outputs]."""
-        outputs = _BatchedLinear.apply(input, self.weight, None) * self.factors().unsqueeze(1)
+        outputs = _linear(input, self.weight, None) * self.factors().unsqueeze(1)
         return outputs if self.bias is None else outputs + self.bias.unsqueeze(1)
 
 
