@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from plans import make_plan
 from plastiscope.analyze import analyze
@@ -226,6 +227,19 @@ def test_what_cannot_advance_together_is_refused(overrides, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         run(make_plan(*SMALL, *TOGETHER, *overrides), tmp_path / "group")
     assert not (tmp_path / "group" / "run.json").exists()
+
+
+def test_data_that_are_read_by_processes_are_refused(tmp_path):
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(3):
+                Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / f"{i}.png")
+    data = ("data=image_folder", f"data.folder={tmp_path / 'images'}", "data.size=8", "data.validation_share=0")
+    plan = make_plan(*SMALL[:6], *TOGETHER, *data, "selection=last", "task_shift_mode=none")
+    with pytest.raises(ConfigError, match=r"by 2 processes, and 3 runs would start 6"):
+        run(plan, tmp_path / "group")
 
 
 def test_one_of_them_is_not_resumed_alone(whole):

@@ -28,6 +28,7 @@ from plastiscope.replicas import (
     check_tasks,
     optimizer_of,
     plans_of,
+    refuse_loaders,
     refuse_what_is_slower,
     stack_networks,
     views_of,
@@ -208,6 +209,7 @@ def _make(plan: Plan, device: torch.device) -> Made:
         return Made(plan, [plan], [data], [shift], [learner.net], learner)
     data, shift = load_tasks(plan, device)
     one = make_net(plan, data.input_shape, shift.outputs)
+    refuse_loaders(data, plan.settings.replicas)
     refuse_what_is_slower(one, device)
     check_memory(plan, one, device)
     plans = plans_of(plan)

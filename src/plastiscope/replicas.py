@@ -74,6 +74,20 @@ def refuse_what_is_slower(net: nn.Module, device: torch.device) -> None:
         )
 
 
+def refuse_loaders(data: DataSet, replicas: int) -> None:
+    """Refuse data that each run would read through processes of its own.
+
+    Raises:
+        ConfigError: says how many these would be.
+    """
+    workers = getattr(data.train.source, "workers", 0)
+    if workers:
+        raise ConfigError(
+            f"replicas: these data are read from files by {workers} processes, and {replicas} runs would start "
+            f"{workers * replicas}; put them into arrays (data=arrays), or run one process per seed"
+        )
+
+
 def check_memory(plan: Plan, net: nn.Module, device: torch.device) -> None:
     """Refuse more runs than fit.
 
