@@ -11,6 +11,8 @@ from plastiscope.error import RunError
 from plastiscope.measure.restoring_vectors import (
     Energy,
     Restored,
+    _Budget,
+    _Geometry,
     activation_energy,
     restoring_vectors,
 )
@@ -89,6 +91,13 @@ def test_where_the_kept_cover_all_it_is_the_direction_that_they_cover_least():
     assert abs(lengths(found, moment)[0] - 1) < 1e-8
     again = restoring_vectors(moment, kept, draws, RIDGE)
     assert torch.equal(again.vectors, found.vectors)
+
+
+def test_of_the_two_signs_it_has_that_of_the_draw():
+    moment, kept, draw = moment_of(normal(300, 6)), normal(9, 6, seed=2), normal(1, 6, seed=3)
+    one, other = (restoring_vectors(moment, kept, z, RIDGE).vectors for z in (draw, -draw))
+    assert (one * draw).sum() > 0
+    torch.testing.assert_close(one, -other)
 
 
 def test_the_second_of_two_without_a_residual_counts_the_first():
@@ -204,6 +213,18 @@ def test_energies_without_a_residual(by_coverage, size):
     covered = torch.linalg.eigvalsh(root.mT @ kept.mT @ kept @ root)[0].item()
     expected = by_formula(moment, kept, rule, [True], [covered])
     assert lengths(found, moment).tolist() == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("flags", [[False, True, False], [True, False, False]])
+def test_what_one_without_a_residual_does_not_take_is_left_to_the_others(flags):
+    moment, kept = moment_of(normal(200, 12) * 2), normal(5, 12, seed=2)
+    rule, s = Energy(units=6, activation_energy=1.2), metric(moment)
+    kept = kept * (5 * s.trace() / 12 / 1.2 / ((kept @ s) * kept).sum()).sqrt()
+    budget = _Budget(_Geometry(moment, kept, RIDGE), rule, 3)
+    least = torch.linalg.eigvalsh(metric(moment))[0]
+    found = [budget.next(torch.tensor(flag), least, torch.tensor(0.0)).item() for flag in flags]
+    assert found == pytest.approx(by_formula(moment, kept, rule, flags, [0.0] * 3), rel=1e-10)
+    assert len({round(value, 9) for value in found}) == (3 if flags[1] else 2)
 
 
 def test_second_moments_of_activations():
