@@ -316,8 +316,10 @@ def test_reset_networks_are_told_apart_by_the_plan(tmp_path):
         ("+lla.spectrum.esd.chunk_size=3", "there is no such setting"),
         ("lla.when=sometimes", "lla.when"),
         ("lla.mode_connectivity.endpoints=run", "run=<folder> go together"),
-        ("lla.params=[nothing]", "chooses no parameter"),
-        ("lla.budget.abort_if_estimated_hours_over=1e-9", "this look would take about"),
+        ("lla.params=[nothing]", "lla.params=['nothing']: chooses no parameter"),
+        ("lla.budget.abort_if_estimated_hours_over=1e-9", "lla.budget.abort_if_estimated_hours_over=1e-09: this look"),
+        ("lla.budget.abort_if_estimated_hours_over=1e-9", "set lla.budget.max_seconds, a smaller profile, or"),
+        ("lla.shard_data=sometimes", "lla.shard_data=sometimes: must be one of auto, true, false"),
     ],
 )
 def test_mistakes(tmp_path, wrong, text):

@@ -69,8 +69,14 @@ def test_cells_at_the_border_are_whole(pictures):
     assert len([x for x in axes.get_xticks() if abs(x) <= axes.get_xlim()[1]]) <= 6
     (axes, _) = plane(arrays, record | {"drawn_orthonormal": True, "cos": 1.0}).axes
     assert axes.get_ylim() == (-0.5, 0.5)
-    (axes, _) = plane(arrays, record | {"kind": "hessian", "eigenvalues": [1.5625, -2]}).axes
-    assert axes.get_xlabel() == "along the eigenvector with eigenvalue 1.56"
+
+
+def test_axes_along_eigenvectors_say_how_long_they_are(pictures):
+    arrays, record = stored(pictures, "planes/random_0")
+    record |= {"kind": "hessian", "eigenvalues": [1.5625, -2], "norms": [1 + 1e-7, 0.8838]}
+    (axes, _) = plane(arrays, record).axes
+    assert axes.get_xlabel() == "eigenvector of eigenvalue 1.56 (weight distance)"
+    assert axes.get_ylabel() == "eigenvector of eigenvalue -2 (1 = weight distance 0.884)"
 
 
 def test_true_losses_stand_beside_those_of_the_plane(pictures):

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from landscape.look_cases import looked, of_weights, stored
+from landscape.look_cases import looked, normed, of_weights, settings_of, stored
 from measure.landscape.landscape_cases import BOTTOM, DOUBLE, TOP, exact_hessian, fixture_f, with_spectrum
+from plastiscope.landscape import work
 from plastiscope.landscape.look import Landscape, opened
 from plastiscope.landscape.settings import (
     BackendChoice,
@@ -247,3 +248,12 @@ def test_pyhessian_beside_or_in_place_of_our_own(tmp_path, engine):
         assert numbers["hessian_trace_estimate"] == pytest.approx(theirs["samples"].mean())
         assert not (tmp_path / "spectrum" / "trace.npz").exists()
         assert "hessian_fro2" not in numbers
+
+
+def test_the_search_for_eigenpairs_says_how_far_it_is(tmp_path, capsys, monkeypatch):
+    """Where there is no terminal, in lines; here without waiting for them."""
+    monkeypatch.setattr(work, "QUIET_SECONDS", -1.0)
+    looked(normed(tmp_path, settings=settings_of(None, enable_spectrum=True)))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "eigenpairs" in line]
+    assert lines[0] == "landscape: eigenpairs, 1 of 50"
+    assert len(lines) > 5

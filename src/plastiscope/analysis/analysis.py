@@ -1,11 +1,22 @@
 """What every analysis shares: how often it looks, and the names of its numbers."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 from plastiscope.error import require
 from plastiscope.event import Callback
 from plastiscope.learner.learner import LearnerConfig
 from plastiscope.net.net import NetConfig
+
+
+class When(Enum):
+    """At which weights of a task an analysis looks that may look before training, too."""
+
+    pre = "pre"
+    """As the task begins: the shift has happened, nothing is trained yet."""
+    post = "post"
+    """At the task's end, those that were selected."""
+    both = "both"
 
 
 @dataclass(kw_only=True)

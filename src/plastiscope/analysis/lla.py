@@ -5,10 +5,11 @@ are drawn once per look, after the task's shift, with the evaluation transform, 
 move under the look. Numbers keep their published names under pre_training/ and post_training/.
 """
 
+import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plastiscope.analysis.analysis import Analysis
+from plastiscope.analysis.analysis import Analysis, When
 from plastiscope.analysis.frozen_set import FrozenSet, frozen_set, frozen_size
 from plastiscope.error import ConfigError
 from plastiscope.event import Context, Numbers
@@ -30,15 +31,9 @@ from plastiscope.run.snapshots import Snapshots
 from plastiscope.run.storage import write_by
 from plastiscope.task_shift_mode.task import NewHead
 
-
-class When(Enum):
-    """At which weights of a task."""
-
-    pre = "pre"
-    """As the task begins: the shift has happened, nothing is trained yet."""
-    post = "post"
-    """At the task's end, those that were selected."""
-    both = "both"
+_NAMES = "|".join(part.name for part in fields(LandscapeSettings))
+KEY = re.compile(rf"(?<![\w.])((?:{_NAMES})(?:\.\w+)*(?==)|(?:{_NAMES})(?:\.\w+)+)")
+"""A setting of a look in a message: its key before "=", or a nested one."""
 
 
 @dataclass(kw_only=True)
@@ -60,8 +55,9 @@ class Lla(LandscapeSettings, Analysis):
     def on_run_begin(self, context: Context) -> None:
         """What would fail at the first look fails before anything is trained."""
         if self.enables_something:
-            choose(context.net, self.params)
-            self._weight_decay(context)
+            with self._in_words_of_a_run():
+                choose(context.net, self.params)
+                self._weight_decay(context)
 
     def on_task_begin(self, context: Context) -> Numbers:
         """Scratch of earlier tasks goes; the first point of the path; the look before training.
@@ -71,7 +67,7 @@ class Lla(LandscapeSettings, Analysis):
         _clear(context, context.task_idx)
         self._keep_point(context, 0)
         if self._routes is None and self.enables_something and not context.processes.is_ahead:
-            with opened(self._landscape(context, When.post)) as look:
+            with self._in_words_of_a_run(), opened(self._landscape(context, When.post)) as look:
                 self._routes = look.routes
         return self._look(context, When.pre) if self.when is not When.post else {}
 
@@ -99,10 +95,18 @@ class Lla(LandscapeSettings, Analysis):
         """The numbers of one look, with their published prefix."""
         if not self.enables_something or not self.is_due(context.task_idx + 1):
             return {}
-        with opened(self._landscape(context, when)) as look:
+        with self._in_words_of_a_run(), opened(self._landscape(context, when)) as look:
             numbers = everything(look)
             self._routes = look.routes
         return {f"{_phase(when)}/{key}": value for key, value in numbers.items()}
+
+    @contextmanager
+    def _in_words_of_a_run(self) -> Iterator[None]:
+        """Mistakes in settings are told with the keys by which a run names them: `lla.params`."""
+        try:
+            yield
+        except ConfigError as error:
+            raise ConfigError(KEY.sub(rf"{self.name}.\1", str(error))) from None
 
     def _landscape(self, context: Context, when: When) -> Landscape:
         """Network, loss and data of the task, as they are now."""
@@ -156,9 +160,7 @@ class Lla(LandscapeSettings, Analysis):
         """The learner's, if it is to count."""
         found = {float(group.get("weight_decay", 0.0)) for group in context.optimizer.param_groups}
         if self.loss.include_weight_decay and len(found) > 1:
-            raise ConfigError(
-                f"{self.name}.loss.include_weight_decay=true: the learner has several weight decays, {sorted(found)}"
-            )
+            raise ConfigError(f"loss.include_weight_decay=true: the learner has several weight decays, {sorted(found)}")
         return found.pop() if self.loss.include_weight_decay else 0.0
 
     @property

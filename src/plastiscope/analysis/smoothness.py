@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from plastiscope.analysis.analysis import Analysis
+from plastiscope.analysis.analysis import Analysis, When
 from plastiscope.analysis.frozen_set import FrozenSet, frozen_set
 from plastiscope.analysis.parameters import TOTAL, by_layer
 from plastiscope.error import ConfigError, require
@@ -43,16 +43,6 @@ OUTPUTS = "outputs"
 RANK, RANK_ERROR = "partial_jacobian_rank", "partial_jacobian_rank_se"
 
 Arrays = dict[str, Any]
-
-
-class When(Enum):
-    """When to look."""
-
-    pre = "pre"
-    """As a task begins, before anything is trained on it."""
-    post = "post"
-    """At its end."""
-    both = "both"
 
 
 class Precision(Enum):

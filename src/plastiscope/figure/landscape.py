@@ -270,11 +270,17 @@ def _labels(record: Record) -> tuple[str, str]:
         two = two if record["second_axis"] == "PCA" else "a random direction"
         return f"{one} (weight distance)", f"{two} (weight distance)"
     if "eigenvalues" in record:
-        one, two = (f"along the eigenvector with eigenvalue {value:.3g}" for value in record["eigenvalues"])
+        pairs = zip(record["eigenvalues"], record["norms"], strict=True)
+        one, two = (f"eigenvector of eigenvalue {value:.3g} ({_unit(length)})" for value, length in pairs)
         return one, two
     if record.get("drawn_orthonormal"):
         return "$d_1$ (units of $|d_1|$)", "$d_2$ orthogonal to $d_1$ (units of $|d_1|$)"
     return "$d_1$ (units of $|d_1|$)", "$d_2$ (units of $|d_2|$)"
+
+
+def _unit(length: float) -> str:
+    """What an offset of 1 is along a direction of this length."""
+    return "weight distance" if abs(length - 1) < 1e-3 else f"1 = weight distance {length:.3g}"
 
 
 def _shares(record: Record) -> list[float]:

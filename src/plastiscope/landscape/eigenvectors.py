@@ -1,5 +1,6 @@
 """Extreme eigenpairs of a look: computed once, by one process, and kept in the look's parts for spectrum and planes."""
 
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -23,11 +24,34 @@ def wanted(settings: LandscapeSettings) -> tuple[int, int]:
     return top, bottom
 
 
-def compute(operator: SymmetricOperator, settings: LandscapeSettings, seed: int, memory: int) -> Part:
-    """The pairs as arrays; the basis of the search takes `memory` bytes at most."""
+def most_steps(settings: LandscapeSettings) -> int:
+    """Steps of the search at most."""
+    return 10 * sum(wanted(settings)) + 20
+
+
+def compute(
+    operator: SymmetricOperator, settings: LandscapeSettings, seed: int, memory: int, told: Callable[[int], None]
+) -> Part:
+    """The pairs as arrays.
+
+    Args:
+        operator: the Hessian.
+        settings: of the look.
+        seed: of the start.
+        memory: bytes that the basis of the search takes at most.
+        told: is called with the number of each step.
+    """
     top, bottom = wanted(settings)
     pairs = extreme_eigenpairs(
-        operator, top, bottom, seed=seed, tol=settings.spectrum.tol, order=settings.spectrum.order, memory=memory
+        operator,
+        top,
+        bottom,
+        seed=seed,
+        tol=settings.spectrum.tol,
+        max_steps=most_steps(settings),
+        order=settings.spectrum.order,
+        memory=memory,
+        told=told,
     )
     return {field.name: _array(getattr(pairs, field.name)) for field in fields(Eigenpairs)}
 

@@ -37,7 +37,7 @@ from plastiscope.measure.landscape.memory import budget
 from plastiscope.measure.landscape.operator import Backend, HessianOperator, NonFiniteProduct, self_check
 from plastiscope.measure.landscape.preserved import landscape_of, preserved
 from plastiscope.measure.loss import Loss
-from plastiscope.run.processes import Processes
+from plastiscope.run.processes import Part, Processes
 from plastiscope.run.snapshots import digest
 
 ASYMMETRY = 1e-4
@@ -172,9 +172,12 @@ class Look:
         """
         if self.checked["fault"]:
             raise NonFiniteProduct(self.checked["fault"])
-        part = self.work.once(
-            "eigenpairs", lambda: eigenvectors.compute(self.operator, self.settings, self.seed, self.room())
-        )
+
+        def search() -> Part:
+            with self.work.steps("eigenpairs", eigenvectors.most_steps(self.settings)) as done:
+                return eigenvectors.compute(self.operator, self.settings, self.seed, self.room(), done)
+
+        part = self.work.once("eigenpairs", search)
         pairs = eigenvectors.restored(part, self.weights.device)
         self.products += pairs.products
         self.warn(*pairs.notes)

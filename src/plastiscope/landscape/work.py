@@ -63,6 +63,12 @@ class Work:
         """A piece that cannot be cut."""
         return self.shared(name, 1, lambda _: compute())[0]
 
+    @contextmanager
+    def steps(self, name: str, most: int) -> Iterator[Callable[[int], None]]:
+        """What is to be called with the number of each step of one long piece, of `most` at most."""
+        with _watched(name, most, self.processes.is_first) as done:
+            yield done
+
     def facts(self, name: str, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What one process finds out for all, and for a resume; as JSON keeps it."""
         part = self.once(name, lambda: {"json": np.array(json.dumps(plain(find())))})

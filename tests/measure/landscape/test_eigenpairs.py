@@ -161,3 +161,11 @@ def test_two_passes_leave_nothing_along_the_basis() -> None:
     vector = basis.sum(0) + 1e-9 * torch.ones(30, dtype=DOUBLE)
     left = orthogonalised(vector, basis)
     assert (basis @ left).abs().max() <= 1e-15 * left.norm()
+
+
+def test_every_step_is_told() -> None:
+    steps: list[int] = []
+    found = extreme_eigenpairs(
+        DenseOperator(torch.diag(torch.arange(30, dtype=DOUBLE))), 2, 1, seed=0, told=steps.append
+    )
+    assert steps == list(range(1, found.steps + 1))

@@ -6,6 +6,7 @@ missed, some exact eigenvalue lies within its residual of every value (Parlett, 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -93,6 +94,7 @@ def extreme_eigenpairs(
     max_vectors: int | None = None,
     memory: int | None = None,
     order: Order = Order.algebraic,
+    told: Callable[[int], None] = lambda step: None,
 ) -> Eigenpairs:
     """The `top` first and `bottom` smallest eigenpairs by one Lanczos process.
 
@@ -111,6 +113,7 @@ def extreme_eigenpairs(
             as `memory` holds.
         memory: bytes that they may take; None = a share of what is free.
         order: which are the top ones.
+        told: is called with the number of each step.
 
     Raises:
         ConfigError: nothing is wanted, or `max_vectors` is too small.
@@ -127,7 +130,7 @@ def extreme_eigenpairs(
     restarts = f"memory for {capacity} vectors of {dimension} weights, fewer than {most}: the search restarts"
     start = operator.space.normals(seed, "lanczos", 0, operator.device).to(operator.dtype)
     process = Lanczos(operator, start, capacity)
-    _run(process, search, limit, tol, seed)
+    _run(process, search, limit, tol, seed, told)
     return replace(_pairs(process, search, tol), notes=(restarts,) if capacity < most and not max_vectors else ())
 
 
@@ -152,7 +155,7 @@ class _Search:
         return first + left[: self.bottom + more if self.bottom else 0][::-1]
 
 
-def _run(process: Lanczos, search: _Search, limit: int, tol: float, seed: int) -> None:
+def _run(process: Lanczos, search: _Search, limit: int, tol: float, seed: int, told: Callable[[int], None]) -> None:
     """Go on until what is wanted is converged, nothing is left, or `limit` steps are taken."""
     operator, starts = process.operator, 1
     before = torch.empty(0, dtype=torch.float64)
@@ -160,6 +163,7 @@ def _run(process: Lanczos, search: _Search, limit: int, tol: float, seed: int) -
         if process.is_full:
             process.contract(search.chosen(process.ritz()[0], more=(process.size - search.wanted) // 4))
         process.extend()
+        told(process.steps)
         if process.is_exhausted:
             theta = process.ritz()[0]
             values = theta[search.chosen(theta)]
