@@ -140,6 +140,34 @@ def test_weights_decide_and_the_head_does_not(tmp_path):
     assert numbers_of(probe, context)["probe_auc"] != before
 
 
+@pytest.mark.parametrize("kind", ["plain", "weight_normalised", "svd", "projection"])
+@pytest.mark.parametrize("head", ["zeros", "initial"])
+def test_every_network_begins_with_the_same_head(tmp_path, kind, head):
+    signed = ("net.layers.singular_values=signed",) if kind == "svd" else ()
+    settings = (f"net.layers.kind={kind}", f"probe.head={head}", *signed)
+    probe, context = probe_of(*settings), context_of(tmp_path / "run", *settings)
+    nets = [probe._make_learner(context, k, weights).net for k, weights in ((0, context.net.state_dict()), (-1, None))]
+    heads = [net.head.state_dict() for net in nets]
+    assert same(dict(heads[0]), dict(heads[1]))
+    if head == "zeros":
+        assert not nets[0](torch.randn(3, 1, 8, 8)).any()
+
+
+def test_tasks_that_do_not_say_their_data_are_probed_on_the_first_ones_samples(tmp_path):
+    context = context_of(tmp_path / "run", "task_shift_mode=permuted_input", task=1)
+    with_data = held(context)
+    first = context.shift.task(0)
+
+    class OwnShift:
+        outputs = 10
+
+        def task(self, k):
+            return first
+
+    context.shift = OwnShift()
+    assert same(held(context).inputs, with_data.inputs)
+
+
 def test_the_rate_is_that_of_a_tasks_start(tmp_path):
     """Milestones that the run has passed do not slow the probe; the optimiser's settings count."""
     falling = ("learner.milestones=[1]", "learner.decay=0.001")

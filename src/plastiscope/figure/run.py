@@ -10,6 +10,8 @@ from plastiscope.figure import landscape, landscape_spectrum
 from plastiscope.figure.accuracy import TRAINING, accuracy_matrix, accuracy_over_epochs
 from plastiscope.figure.csl import draw_csl
 from plastiscope.figure.dormant import draw_dormancy
+from plastiscope.figure.online import draw_online
+from plastiscope.figure.probe import draw_probe
 from plastiscope.figure.representation import quantities_over_epochs
 from plastiscope.figure.smoothness import draw_smoothness
 from plastiscope.figure.style import save
@@ -35,7 +37,8 @@ def draw_run(folder: Path) -> list[Path]:
 
     Returns:
         The files written: accuracy_per_task.png, accuracy_matrix.png, representation.png, csl_*.png, dormant_*.png,
-        smoothness.png; and beside what they show, those of looks at the landscape that are not drawn yet.
+        smoothness.png, probe.png, online.png; and beside what they show, those of looks at the landscape that are not
+        drawn yet.
     """
     rows, target = read_rows(folder / "metrics.jsonl"), folder / "figures"
     written = []
@@ -53,7 +56,8 @@ def draw_run(folder: Path) -> list[Path]:
         written.append(save(figure, target / "representation.png"))
     for columns, definition in _csl(folder):
         written += draw_csl(columns, definition, target)
-    return written + draw_dormancy(folder, epoch_rows, boundaries) + draw_smoothness(folder) + _landscapes(folder)
+    written += draw_dormancy(folder, epoch_rows, boundaries) + draw_smoothness(folder)
+    return written + draw_probe(folder) + draw_online(folder) + _landscapes(folder)
 
 
 def _epochs(rows: list[Row]) -> Array:
