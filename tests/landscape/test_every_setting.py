@@ -73,6 +73,7 @@ OTHERS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "sam.subsample_stride": (1, (PLANES, SAM)),
     "sam.adaptive": (True, (PLANES, SAM)),
     "sam.steps": (2, (PLANES, SAM)),
+    "sam.starts": (2, (PLANES, SAM)),
     "mode_connectivity.curve_points": (5, (MODE,)),
     "mode_connectivity.opt_steps": (4, (MODE,)),
     "mode_connectivity.lr": (0.01, (MODE,)),

@@ -80,8 +80,9 @@ def forecast(settings: LandscapeSettings, routes: Routes, scene: Scene) -> Forec
     cells, robust, planes = _cells(settings, scene)
     products = {"eigenpairs": planned_pairs(settings, scene.dimension), "spectrum": planned_probes(settings, scene)}
     products["planes"] = 2 * planes
-    forwards = {"planes": cells, "sam": robust, "mode": 0}
-    gradients = {"sam": robust * settings.sam.steps, "mode": 0}
+    sam = settings.sam
+    forwards = {"planes": cells, "sam": robust * sam.starts, "mode": 0}
+    gradients = {"sam": robust * (sam.steps + sam.starts - 1), "mode": 0}
     if settings.enable_mode_connectivity and scene.start:
         assert settings.mode_connectivity.curve_points is not None
         forwards["mode"] = 2 * 5 * settings.mode_connectivity.curve_points

@@ -55,7 +55,9 @@ def _surface(look: Look, case: Case) -> dict[str, Array]:
 
         def at() -> Tensor:
             with cell_statistics(look, batches):
-                return robust_loss(plane.frozen, settings.rho, kind, settings.steps, here=next(known))
+                return robust_loss(
+                    plane.frozen, settings.rho, kind, settings.steps, next(known), settings.starts, look.seed
+                )
 
         return {"found": plane.row(rows[k], at, columns).cpu().numpy()}
 
@@ -84,6 +86,7 @@ def _record(look: Look, case: Case, arrays: Mapping[str, Array]) -> dict[str, An
         "rho": settings.rho,
         "adaptive": settings.adaptive,
         "steps": settings.steps,
+        "starts": settings.starts,
         "subsample_stride": settings.subsample_stride,
         "grid": [n, m],
         **geometry(case.plane),
@@ -94,7 +97,7 @@ def _record(look: Look, case: Case, arrays: Mapping[str, Array]) -> dict[str, An
         "nonfinite_fraction": float((~np.isfinite(arrays["worst"])).mean()),
         "micro_batch": case.plane.frozen.micro_batch,
         "bound": "a lower bound of the maximum in the ball, by gradient ascent",
-        "cost": {"gradients": n * m * settings.steps, "forwards": n * m},
+        "cost": {"gradients": n * m * (settings.steps + settings.starts - 1), "forwards": n * m * settings.starts},
         "picture": {"log_color": look.settings.planes.log_color, "plot_3d": look.settings.planes.plot_3d},
         **case.facts,
     }

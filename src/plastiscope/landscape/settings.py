@@ -219,11 +219,13 @@ class RobustSettings:
     subsample_stride: int | None = None
     adaptive: bool = False
     steps: int = 1
+    starts: int = 1
+    """Ascents in each cell, of which the worst counts; all but the first begin at random points."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(0 <= self.rho < float("inf"), "rho", self.rho, "must be 0 or more and finite")
-        _positive(self, "subsample_stride", "steps")
+        _positive(self, "subsample_stride", "steps", "starts")
 
 
 @dataclass(kw_only=True)

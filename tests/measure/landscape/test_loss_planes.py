@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from landscape_cases import DOUBLE, NETS, fixture_f, loss_of_weights, net_case, quadratic_case
+from landscape_cases import DOUBLE, NETS, fixture_f, loss_of_weights, net_case, quadratic, quadratic_case
 
 from plastiscope.error import ConfigError
 from plastiscope.measure.landscape.eigenpairs import extreme_eigenpairs
@@ -169,6 +169,39 @@ def test_robust_loss_of_a_quadratic() -> None:
         assert robust_loss(frozen, rho, steps=2)[0].item() == pytest.approx(expected.item(), rel=1e-11)
 
 
+@pytest.mark.parametrize("kind", Ascent)
+def test_the_worst_of_several_ascents_of_a_quadratic(kind: Ascent) -> None:
+    """By hand; the ends lie in the ball, and the largest counts, whichever it is."""
+    frozen, matrix, slope = quadratic_case()
+    theta, rho = frozen.space.values(frozen.net), 0.3
+    scale = theta.abs() if kind is Ascent.adaptive else torch.ones_like(theta)
+
+    def loss(point):
+        return (0.5 * point @ matrix @ point + slope @ point).item()
+
+    found = [robust_loss(frozen, rho, kind)[0].item()]
+    for k in (1, 2, 3):
+        noise = frozen.space.normals(5, "robust", k).double()
+        z = rho * noise / noise.norm()
+        g = scale * (matrix @ (theta + scale * z) + slope)
+        z = z + rho * g / g.norm()
+        z = z * min(1.0, rho / z.norm().item())
+        assert z.norm() <= rho * (1 + 1e-12)
+        found.append(loss(theta + scale * z))
+        value = robust_loss(frozen, rho, kind, starts=k + 1, seed=5)[0].item()
+        assert value == pytest.approx(max(found), rel=1e-11)
+    assert len({round(value, 6) for value in found}) == 4
+    assert frozen.space.values(frozen.net).equal(theta)
+
+
+def test_a_second_start_leaves_a_stationary_point() -> None:
+    frozen = quadratic(torch.eye(2, dtype=DOUBLE), torch.zeros(2, dtype=DOUBLE), torch.zeros(2, dtype=DOUBLE))
+    assert robust_loss(frozen, 0.1)[0] == 0
+    worst, plain, norm = robust_loss(frozen, 0.1, starts=2)
+    assert worst.item() == pytest.approx(0.1**2 / 2, rel=1e-11)
+    assert plain == norm == 0
+
+
 def test_robust_surface_keeps_the_centre() -> None:
     frozen = fixture_f()
     plane = plane_of(frozen, n=5)
@@ -181,9 +214,9 @@ def test_robust_surface_keeps_the_centre() -> None:
     assert found.worst[1, 1] == robust_loss(frozen, 0.05)[0]
     assert found.gradient_norms[1, 1].item() == pytest.approx(0.24386741, abs=1e-8)
     assert strided(21, 2) == list(range(0, 21, 2)) and strided(21, 3) == [1, 4, 7, 10, 13, 16, 19]
-    for rho, steps in ((-1, 1), (math.inf, 1), (0.1, 0)):
+    for rho, steps, starts in ((-1, 1, 1), (math.inf, 1, 1), (0.1, 0, 1), (0.1, 1, 0)):
         with pytest.raises(ConfigError, match="rho"):
-            robust_loss(frozen, rho, steps=steps)
+            robust_loss(frozen, rho, steps=steps, starts=starts)
     with pytest.raises(ConfigError, match="stride"):
         strided(21, 0)
 

@@ -99,7 +99,13 @@ class Ascent(Enum):
 
 
 def robust_loss(
-    frozen: FrozenLoss, rho: float, kind: Ascent = Ascent.plain, steps: int = 1, here: Tensor | None = None
+    frozen: FrozenLoss,
+    rho: float,
+    kind: Ascent = Ascent.plain,
+    steps: int = 1,
+    here: Tensor | None = None,
+    starts: int = 1,
+    seed: int = 0,
 ) -> Tensor:
     """(L_rho, L, ||g||), float64 [3], at the live parameters, which are as before afterwards.
 
@@ -107,18 +113,25 @@ def robust_loss(
     2021): a lower bound of the maximum over the ball. With more steps the radius is divided among them, and the
     gradient is taken anew at each. Where g = 0 the point does not move, and L_rho = L says nothing of the ball.
 
+    With more starts it is the worst of several ascents: the others begin at random points of the sphere, take one step
+    of rho along the gradient there and, where that leads out of the ball, go back to its surface.
+
     Args:
         frozen: the loss.
         rho: radius.
         kind: of the ascent.
         steps: of the ascent.
         here: L at the live parameters, where it is known; saves a forward.
+        starts: ascents, of which the largest loss counts.
+        seed: of the random points, which are the same ones in every cell.
 
     Raises:
-        ConfigError: rho is negative or not finite, or there is no step.
+        ConfigError: rho is negative or not finite, or there is no step or start.
     """
-    if not (rho >= 0 and math.isfinite(rho)) or steps < 1:
-        raise ConfigError(f"rho={rho}, steps={steps}: rho must be 0 or more and finite, steps 1 or more")
+    if not (rho >= 0 and math.isfinite(rho)) or steps < 1 or starts < 1:
+        raise ConfigError(
+            f"rho={rho}, steps={steps}, starts={starts}: rho must be 0 or more and finite, steps and starts 1 or more"
+        )
     gradient, here = frozen.gradient(), frozen.value() if here is None else here
     norm = gradient.double().norm()
     if not rho:
@@ -129,7 +142,28 @@ def robust_loss(
                 gradient = frozen.gradient()
             weights = frozen.space.values(frozen.net)
             put(parameters, frozen.space.parts(weights + _ascent(gradient, weights, rho / steps, kind)))
-        return torch.stack([frozen.value(), here, norm])
+        worst = frozen.value()
+    for k in range(1, starts):
+        worst = torch.maximum(worst, _from_random_point(frozen, rho, kind, seed, k))
+    return torch.stack([worst, here, norm])
+
+
+def _from_random_point(frozen: FrozenLoss, rho: float, kind: Ascent, seed: int, k: int) -> Tensor:
+    """The loss after a step of rho from a random point of the sphere, back on the ball; float64 scalar.
+
+    The ball is one of theta + t z, |z| <= rho, with t = 1 or, if it is adaptive, t = |theta|.
+    """
+    space, weights = frozen.space, frozen.space.values(frozen.net)
+    scale = weights.abs() if kind is Ascent.adaptive else torch.ones_like(weights)
+    noise = space.normals(seed, "robust", k, weights.device).to(weights.dtype)
+    with moved(frozen.net, space) as parameters:
+        z = noise * (rho / noise.double().norm()).to(weights.dtype)
+        put(parameters, space.parts(weights + scale * z))
+        slope = scale * frozen.gradient()
+        z = z + slope * (rho / (slope.double().norm() + 1e-12)).to(weights.dtype)
+        z = z * (rho / z.double().norm().clamp_min(rho)).to(weights.dtype)
+        put(parameters, space.parts(weights + scale * z))
+        return frozen.value()
 
 
 def _ascent(gradient: Tensor, weights: Tensor, rho: float, kind: Ascent) -> Tensor:
