@@ -82,6 +82,15 @@ def test_targets_are_those_of_the_target_network():
         assert torch.equal(samples.targets, DATA.target(inputs_of(samples)))
 
 
+@pytest.mark.parametrize("slow", [5, 12, 20])
+def test_targets_are_right_however_many_bits_are_random(slow):
+    """More patterns than samples, fewer, and one."""
+    task = tasks(slow_bits=slow, exact_test=False).task(3)
+    inputs = inputs_of(task.train)
+    assert torch.equal(task.train.targets, DATA.target(inputs))
+    assert (len(inputs.unique(dim=0)) == 1) == (slow == 20)
+
+
 def test_the_exact_test_shows_each_input_of_the_task_once():
     shift = tasks()
     test = shift.task(4).test

@@ -163,10 +163,11 @@ def random_bits(seed: int, purpose: str, ids: Tensor, bits: int) -> Tensor:
     return (words >> places & 1).to(torch.float32)
 
 
-def of_bits(source: ArraySource, split: str, target: TargetNetwork) -> Samples:
-    """All rows of a source of bits, with their targets."""
+def of_bits(source: ArraySource, split: str, target: TargetNetwork, targets: Tensor | None = None) -> Samples:
+    """All rows of a source of bits, with their targets float32 [n], where these are not known already."""
     n, device = len(source), source.device
     labels = torch.empty((n, 0), dtype=torch.int64, device=device)
     rows = torch.arange(n, device=device)
-    targets = target(source.inputs) if n else torch.empty(0, device=device)
+    if targets is None:
+        targets = target(source.inputs) if n else torch.empty(0, device=device)
     return Samples(source=source, split=split, rows=rows, labels=labels, clean_labels=labels, targets=targets)

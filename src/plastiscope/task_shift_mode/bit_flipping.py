@@ -87,16 +87,17 @@ class BitFlippingTasks(TaskShift):
         """Tasks of `data`."""
         self.data, self.config, self.seed = data, config, seed
         self.random_bits = data.input_shape[0] - config.slow_bits
-        self._slow = Evolution(self._rng(0).integers(0, 2, config.slow_bits), self._changed)
+        first = self._rng(0).integers(0, 2, config.slow_bits)
+        self._slow = Evolution((first, first), self._next)
 
     def slow_bits(self, k: int) -> Bits:
         """The constant bits of task k, int64 [f] of zeros and ones."""
-        return self._slow(k)
+        return self._slow(k)[1]
 
     def task(self, k: int) -> Task:
         """Task k; its number is how many slow bits are other ones than in the task before."""
         train, test = self._train(k), self._test(k)
-        changed = 0.0 if k == 0 else float((self.slow_bits(k - 1) != self.slow_bits(k)).sum())
+        before, now = self._slow(k)
         return Task(
             index=k,
             train=train,
@@ -107,28 +108,40 @@ class BitFlippingTasks(TaskShift):
             classes=(),
             active_outputs=self.outputs,
             loss=Loss.mse,
-            numbers={"bits_flipped": changed},
+            numbers={"bits_flipped": float((before != now).sum())},
         )
 
     def _train(self, k: int) -> Samples:
         size = self.config.examples_per_task
         ids = torch.arange(k * size, (k + 1) * size, device=self.data.train.source.device)
         drawn = random_bits(self.data.seed, "bit_flipping/stream", ids, self.random_bits)
-        samples = of_bits(StreamSource(self._beside_slow(k, drawn), ids), "train", self.data.target)
+        source, targets = StreamSource(self._beside_slow(k, drawn), ids), None
+        if 2**self.random_bits <= size:  # many samples are alike
+            powers = 2.0 ** torch.arange(self.random_bits - 1, -1, -1, device=ids.device)
+            targets = self.data.target(self._every_input(k))[(drawn @ powers).long()]
+        samples = of_bits(source, "train", self.data.target, targets)
         return replace(samples, presentation=AsTheyCome())
 
     def _test(self, k: int) -> Samples:
-        """Every pattern of the random bits, beside the slow ones; an id is k 2^r + pattern."""
-        count = 2**self.random_bits if self.config.exact_test else 0
-        patterns = torch.arange(count, device=self.data.train.source.device)
+        """All inputs of the task, or none; an id is k 2^r + pattern."""
+        exact, source = self.config.exact_test, self.data.train.source
+        inputs = self._every_input(k) if exact else torch.empty(0, *source.input_shape, device=source.device)
+        ids = torch.arange(len(inputs), device=inputs.device) + k * len(inputs)
+        return of_bits(ArraySource(inputs, ids), "test", self.data.target)
+
+    def _every_input(self, k: int) -> Tensor:
+        """Each pattern of the random bits, in the order of the numbers that they write, beside the slow ones."""
+        patterns = torch.arange(2**self.random_bits, device=self.data.train.source.device)
         places = torch.arange(self.random_bits - 1, -1, -1, device=patterns.device)
-        inputs = self._beside_slow(k, (patterns.unsqueeze(1) >> places & 1).to(torch.float32))
-        return of_bits(ArraySource(inputs, k * count + patterns), "test", self.data.target)
+        return self._beside_slow(k, (patterns.unsqueeze(1) >> places & 1).to(torch.float32))
 
     def _beside_slow(self, k: int, drawn: Tensor) -> Tensor:
         """Inputs float32 [n, m]: the slow bits of task k, then the random ones."""
         slow = torch.from_numpy(self.slow_bits(k)).to(drawn.device, torch.float32)
         return torch.cat([slow.expand(len(drawn), -1), drawn], dim=1)
+
+    def _next(self, bits: tuple[Bits, Bits], k: int) -> tuple[Bits, Bits]:
+        return bits[1], self._changed(bits[1], k)
 
     def _changed(self, bits: Bits, k: int) -> Bits:
         rng = self._rng(k)
