@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from plastiscope.net.describe import describe
 from plastiscope.net.layers import Kind, Layers
 from plastiscope.net.mlp import Mlp, Norm
 from plastiscope.net.resnet18 import ResNet18
+from plastiscope.net.units import Layer, Site, UnitDescription, Wire
 from plastiscope.net.vit import Vit
 
 THREE = Mlp(widths=[6, 4]), (5,)
@@ -269,6 +271,20 @@ def test_shortcuts_belong_to_the_layer_whose_units_they_make():
     assert shortcuts == {found["layer2.0.conv2.weight"]} == {found["layer2.0.bn2.bias"]}
     assert sorted(set(found.values())) == list(range(1, 19))
     assert found["conv1.weight"] == 1 and found["fc.weight"] == 18
+
+
+def test_the_description_says_what_belongs_to_a_layer_in_whatever_order_parameters_come():
+    """Norms, the shortcut and its norm before all layers, and the head in their midst."""
+    paths = ("norm", "shortcut_norm", "shortcut", "first", "head", "second", "late")
+    net = nn.ModuleDict({path: nn.Linear(2, 2) for path in paths})
+    layers = [
+        Layer(path, 2, Site(path), (Wire(f"{path}.weight", 0), Wire(f"{path}.bias", 0))) for path in ("first", "second")
+    ]
+    ways = (Wire("shortcut.weight", 0), Wire("shortcut.bias", 0))
+    layers[1] = replace(layers[1], norm="norm", shortcut=ways, shortcut_norm="shortcut_norm")
+    found = layers_of_parameters(net, UnitDescription(tuple(layers), "head"))
+    expected = {"norm": 2, "shortcut_norm": 2, "shortcut": 2, "first": 1, "head": 3, "second": 2, "late": 2}
+    assert found == {f"{path}.{part}": expected[path] for path in paths for part in ("weight", "bias")}
 
 
 @pytest.mark.parametrize("kind", list(Kind))
