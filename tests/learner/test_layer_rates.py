@@ -274,8 +274,8 @@ def test_shortcuts_belong_to_the_layer_whose_units_they_make():
 
 
 def test_the_description_says_what_belongs_to_a_layer_in_whatever_order_parameters_come():
-    """Norms, the shortcut and its norm before all layers, and the head in their midst."""
-    paths = ("norm", "shortcut_norm", "shortcut", "first", "head", "second", "late")
+    """The shortcut before all layers, norms after others' layers, the head in their midst."""
+    paths = ("shortcut", "first", "shortcut_norm", "head", "norm", "second", "late")
     net = nn.ModuleDict({path: nn.Linear(2, 2) for path in paths})
     layers = [
         Layer(path, 2, Site(path), (Wire(f"{path}.weight", 0), Wire(f"{path}.bias", 0))) for path in ("first", "second")
