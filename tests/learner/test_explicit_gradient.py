@@ -200,6 +200,19 @@ def test_gradients_are_there_for_who_watches_and_gone_for_who_does_not():
     assert all(p.grad is None for p in learner.net.parameters())
 
 
+@pytest.mark.parametrize("lead", [0, 1])
+def test_outputs_that_are_not_active_have_no_gradient_whatever_was_added_before(lead):
+    learner = learner_of(Backprop(momentum=0.0, autograd=False), Mlp(widths=[7]), lead, Loss.mse, active=2)
+    block = block_of("squares", lead, active=2)
+    gradients_of(learner, block)
+    for parameter in learner.net.parameters():
+        parameter.grad.fill_(7.0)  # type: ignore[union-attr]
+    found, *_ = gradients_of(learner, block)
+    for name in ("head.weight", "head.bias"):
+        of_each = found[name].unflatten(lead, (2, 2))
+        assert of_each.select(lead, 0).any() and not of_each.select(lead, 1).any()
+
+
 @pytest.mark.parametrize(
     ("net", "named"),
     [
