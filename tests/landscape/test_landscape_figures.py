@@ -75,8 +75,8 @@ def test_axes_along_eigenvectors_say_how_long_they_are(pictures):
     arrays, record = stored(pictures, "planes/random_0")
     record |= {"kind": "hessian", "eigenvalues": [1.5625, -2], "norms": [1 + 1e-7, 0.8838]}
     (axes, _) = plane(arrays, record).axes
-    assert axes.get_xlabel() == "eigenvector of eigenvalue 1.56 (weight distance)"
-    assert axes.get_ylabel() == "eigenvector of eigenvalue -2 (1 = weight distance 0.884)"
+    assert axes.get_xlabel() == "eigenvector of eigenvalue 1.56\n(weight distance)"
+    assert axes.get_ylabel() == "eigenvector of eigenvalue -2\n(1 = weight distance 0.884)"
 
 
 def test_true_losses_stand_beside_those_of_the_plane(pictures):

@@ -271,7 +271,7 @@ def _labels(record: Record) -> tuple[str, str]:
         return f"{one} (weight distance)", f"{two} (weight distance)"
     if "eigenvalues" in record:
         pairs = zip(record["eigenvalues"], record["norms"], strict=True)
-        one, two = (f"eigenvector of eigenvalue {value:.3g} ({_unit(length)})" for value, length in pairs)
+        one, two = (f"eigenvector of eigenvalue {value:.3g}\n({_unit(length)})" for value, length in pairs)
         return one, two
     if record.get("drawn_orthonormal"):
         return "$d_1$ (units of $|d_1|$)", "$d_2$ orthogonal to $d_1$ (units of $|d_1|$)"
