@@ -298,6 +298,9 @@ def test_saved_weights_give_the_numbers_of_the_run(tmp_path):
 def test_what_cannot_be_probed_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"probe\.classes=200: there are 120 samples"):
         probe_of("probe.classes=200").on_run_begin(context_of(tmp_path / "run"))
+    svd = ("net.layers.kind=svd",)
+    with pytest.raises(ConfigError, match=r"probe\.head=zeros: .* or probe\.head=initial"):
+        probe_of(*svd).on_run_begin(context_of(tmp_path / "svd", *svd))
     with pytest.raises(ConfigError, match=r"probe\.steps=0: must be 1 or more"):
         probe_of("probe.steps=0")
     with pytest.raises(ConfigError, match=r"probe\.classes=1: must be 2 or more"):

@@ -189,7 +189,10 @@ class Probe(Analysis):
         is_own = self.learner is ProbeLearner.own
         learner = self._learner.make(*arguments) if is_own else Learner(self._learner, *arguments)
         learner.take_up(task.task)
-        learner.begin_task(task.task)
+        try:
+            learner.begin_task(task.task)
+        except ConfigError as error:
+            raise ConfigError(f"{self.name}.head={self.head.name}: {error}, or {self.name}.head=initial") from None
         return learner
 
     def _save(self, context: Context, aged: Curve, numbers: Numbers) -> None:
