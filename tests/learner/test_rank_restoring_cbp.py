@@ -67,7 +67,7 @@ class Seen:
     @property
     def metric(self) -> Tensor:
         moment = self.moment * self.heard * self.heard.unsqueeze(-1)
-        return moment + 1e-4 * torch.eye(len(moment), dtype=moment.dtype)
+        return moment + max(1e-4, 2e-6 * moment.trace().item()) * torch.eye(len(moment), dtype=moment.dtype)
 
     @property
     def kept(self) -> Tensor:
@@ -408,9 +408,7 @@ def test_ranges(wrong):
 
 
 def test_units_with_a_shortcut_of_their_own_are_refused():
-    with pytest.raises(
-        ConfigError, match=r"layer2\.0\.conv2 cannot .*: two layers of weights make its units"
-    ):
+    with pytest.raises(ConfigError, match=r"layer2\.0\.conv2 cannot .*: two layers of weights make its units"):
         start(RankRestoringCbp(residual_mode=ResidualMode.group), *NETS["resnet18"])
     start(RankRestoringCbp(residual_mode=ResidualMode.legacy), *NETS["resnet18"])
 

@@ -30,7 +30,7 @@ def moment_of(inputs: Tensor) -> Tensor:
 
 
 def metric(moment: Tensor) -> Tensor:
-    return moment + RIDGE * torch.eye(moment.shape[-1], dtype=moment.dtype)
+    return moment + max(RIDGE, 2e-6 * moment.trace().item()) * torch.eye(moment.shape[-1], dtype=moment.dtype)
 
 
 def lengths(found: Restored, moment: Tensor) -> Tensor:
@@ -188,7 +188,12 @@ def by_formula(moment: Tensor, kept: Tensor, rule: Energy, flags: list[bool], co
             star = min(1.0, 2 * covered) if rule.by_coverage else 0.0
             given.append(min(target, max(rule.saturated_share * least, star)))
         else:
-            given.append(min(target, max(left / (len(flags) - i), rule.saturated_share * RIDGE)))
+            given.append(
+                min(
+                    target,
+                    max(left / (len(flags) - i), rule.saturated_share * max(RIDGE, 2e-6 * moment.trace().item())),
+                )
+            )
             left -= given[-1]
     return given
 
@@ -268,6 +273,16 @@ def test_moments_in_single_precision_give_the_same_vectors(kept):
     one = restoring_vectors(moment, weights, draws, RIDGE).vectors
     two = restoring_vectors(moment.float(), weights.float(), draws.float(), RIDGE).vectors
     assert (one - two).abs().max() < 1e-3 * one.abs().max()
+
+
+def test_the_mean_of_many_steps_on_equal_inputs_in_single_precision_has_factors():
+    """Positive inputs, fewer than dimensions: rounding adds up to more than the ridge."""
+    rows, moment = torch.rand(50, 300, generator=torch.Generator().manual_seed(0)) * 2, torch.zeros(300, 300)
+    for _ in range(1500):
+        moment.mul_(0.99).addmm_(rows.mT, rows, alpha=0.01 / 50)
+    assert torch.linalg.eigvalsh(moment.double())[0] < -RIDGE / 2
+    found = restoring_vectors(moment, torch.zeros(4, 300), normal(2, 300), RIDGE)
+    assert torch.isfinite(found.vectors).all() and not found.saturated.any()
 
 
 def test_large_inputs_in_single_precision_have_factors():

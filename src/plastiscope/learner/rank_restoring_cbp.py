@@ -68,7 +68,7 @@ class RankRestoringCbp(ContinualBackprop):
     diagonal: bool = False
     """Keep the diagonal of S alone: cheap, and blind to correlated inputs."""
     ridge: float = 1e-4
-    """Added to the diagonal of S; 1e-6 of its mean where that is more."""
+    """Added to the diagonal of S; 2e-6 tr(S), which rounding may amount to, where that is more."""
     orthonormalise_batch: bool = True
     """Units that are replaced in one step are orthogonal to each other too."""
     centre: Centre = Centre.mean

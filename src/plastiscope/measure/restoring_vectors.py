@@ -17,8 +17,8 @@ from plastiscope.error import RunError
 
 RESIDUAL = 1e-8
 """A residual is none when it is shorter than this times the draw."""
-DATA_FLOOR = 1e-6
-"""A direction is not shown by the data when its second moment is at most this times the mean one: rounding."""
+ROUNDING = 2e-6
+"""Of tr(M): an exponential mean over many steps in single precision is known up to that, and data show no less."""
 COVERED = 1e-10
 """Singular values of the kept vectors below this times the largest are none."""
 
@@ -50,8 +50,9 @@ class _Geometry:
         d = moment.shape[-1]
         self.moment = (moment + moment.mT) / 2
         self.variance = moment.diagonal(dim1=-2, dim2=-1).mean(-1)
-        # Rounding of a float32 moment must not make it indefinite.
-        self.ridge = (DATA_FLOOR * self.variance).clamp_min(ridge)
+        self.least_shown = ROUNDING * d * self.variance
+        # Rounding must not make it indefinite.
+        self.ridge = self.least_shown.clamp_min(ridge)
         eye = torch.eye(d, dtype=moment.dtype, device=moment.device)
         self.root = torch.linalg.cholesky(self.moment + self.ridge[..., None, None] * eye)
         self.vectors = kept
@@ -76,7 +77,7 @@ class _Geometry:
     def is_shown(self, vector: Tensor) -> Tensor:
         """Whether the data show a direction w, bool [*lead]."""
         energy = (vector * _apply(self.moment, vector)).sum(-1)
-        return energy > DATA_FLOOR * self.variance * vector.square().sum(-1)
+        return energy > self.least_shown * vector.square().sum(-1)
 
     def add(self, vector: Tensor, direction: Tensor | None) -> None:
         """One vector more; its whitened residual direction, 0 where there is none (None: the basis stays)."""
@@ -91,7 +92,7 @@ class _Spectrum:
     def __init__(self, geometry: _Geometry) -> None:
         self.geometry = geometry
         values, self.directions = torch.linalg.eigh(geometry.moment)
-        self.is_shown = values > DATA_FLOOR * geometry.variance.unsqueeze(-1)
+        self.is_shown = values > geometry.least_shown.unsqueeze(-1)
         self.sizes = (values.clamp_min(0.0) + geometry.ridge.unsqueeze(-1)).sqrt()
 
     @property
@@ -146,7 +147,7 @@ def restoring_vectors(
         moment: M [*lead, d, d], of the layer's inputs.
         kept: vectors of the units [*lead, N, d]; rows of 0 are no units.
         draws: standard normal [*lead, n, d]; an input whose entry is 0 in all of them, in M and in `kept` gets 0.
-        ridge: added to the diagonal of M; 1e-6 tr(M)/d where that is more.
+        ridge: added to the diagonal of M; 2e-6 tr(M), which rounding may amount to, where that is more.
         energy: rule of <w, w>; None = 1.
         orthonormalise: each also to the fresh ones before it.
 
