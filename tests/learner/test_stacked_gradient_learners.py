@@ -1,5 +1,6 @@
 """Gradient learners on networks that advance together: each run is as alone."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -100,3 +101,21 @@ def test_each_of_several_runs_is_as_alone(config, net):
     assert_as_alone(together, singles)
     values: list[Tensor] = [p for _, p in together.net.named_parameters()]
     assert not any(torch.equal(value[0], value[1]) for value in values if value.ndim > 2)
+
+
+PLAIN = [name for name in CONFIGS if not name.startswith(("scale", "project"))]
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_with_gradients_by_hand_they_are_the_same(name):
+    """In a plain network, to rounding; also a learner that has a gradient or an update of its own."""
+    learners = [start(replace(CONFIGS[name], autograd=by_hand), Mlp(widths=[7, 6]), (5,)) for by_hand in (True, False)]
+    for k in range(2):
+        for learner in learners:
+            learner.take_up(make_task(3, index=k))
+            learner.begin_task(learner.task)
+            for batch in batches((5,), [6] * 5, seed=k):
+                learner.step(batch)
+    one, other = (dict(learner.net.state_dict()) for learner in learners)
+    for path, value in one.items():
+        torch.testing.assert_close(other[path], value, rtol=1e-9, atol=1e-11)
