@@ -149,6 +149,7 @@ def test_permuted_mnist_data_and_tasks(mnist):
         "permuted": "entries",
         "compose": False,  # the same distribution as the published composition
         "first_task_identity": False,
+        "examples_per_task": None,
     }
     assert (settings.num_tasks, settings.epochs, settings.batch_size) == (800, 1, 1)
     assert settings.num_tasks * settings.epochs * 60_000 // settings.batch_size == 48_000_000
