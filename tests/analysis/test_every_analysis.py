@@ -154,7 +154,7 @@ def test_stopped_after_it_has_looked_it_looks_again(whole, tmp_path, event):
 def test_its_state_is_plain_and_complete(whole):
     """torch.load without pickled code gives back what was saved, and an analysis that took it has the same state."""
     name, folder = whole
-    state = last_state(folder)["callbacks"][name]
+    state = last_state(folder)["runs"][0]["callbacks"][name]
     analysis = plan_with(name).analyses[0]
     analysis.load_state_dict(state)
     buffer = io.BytesIO()
