@@ -69,14 +69,14 @@ class _Moment:
                 yield patches.unflatten(0, some.shape[:2]).transpose(-1, -2).flatten(1, 2)
 
     def update(self, inputs: Sequence[Tensor]) -> None:
-        """S <- d S + (1 - d) mean over rows of h h^T; few rows are only noted."""
+        """S <- d S + (1 - d) mean over rows of h h^T; few rows are only noted, as a copy."""
         self.updates += 1
         if not isinstance(self.module, nn.Conv2d):
             rows = torch.cat(list(self.rows(inputs)), 1)
             if rows.shape[1] < BLOCK:
                 if sum(noted.shape[1] for noted in self.noted) + rows.shape[1] > BLOCK:
                     self.work_off()
-                self.noted.append(rows.clone())
+                self.noted.append(rows)
                 return
             inputs = [rows if self.lead else rows[0]]
         self.work_off()
