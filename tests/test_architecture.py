@@ -11,7 +11,7 @@ LAYERS = [
     {"app", "samples"},
     {"table"},
     {"experiment", "analyze", "build", "load", "identity", "settings", "source", "replicas", "desk", "__init__"},
-    {"trainer", "replay", "loop", "analysis"},
+    {"trainer", "replay", "loop", "follow", "analysis"},
     {"learner"},
     {"task_shift_mode", "data", "net", "event", "formats", "landscape"},
     {"measure", "run", "figure", "selection"},

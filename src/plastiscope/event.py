@@ -98,8 +98,8 @@ class Context:
             others keep none of these themselves.
         checkpoints: None in training; in a replay the epochs completed of all weights that are walked.
         replay_facts: in a replay, what files of results say of the weights and labels (source.py).
-        weights_digest: in a replay, of the saved weights under the look; names the parts of a shared piece of work.
-        processes: who shares the work of an analysis; alone in training.
+        weights_digest: where work is shared out, of the weights under the look; names its parts.
+        processes: who shares the work of an analysis.
         batch_index, num_batches: position in the epoch; valid in batch events.
         batch, losses, logits: of the step, from before the update; valid in on_batch_end.
         order: positions in the task's training samples in the order of presentation, int64 [n] on the device; of the
@@ -197,7 +197,7 @@ class Callback:
     is_late: ClassVar[bool] = False
     """Hears each event after the others, to fill in what they leave."""
     shared_events: tuple[str, ...] = ()
-    """In a replay with several processes: the events that fire in all of them, because work is shared out in them."""
+    """With several processes: the events that fire in all of them, because work is shared out in them."""
 
     def needs_training(self) -> str:
         """Why saved weights are not enough, such as "records the steps; leave it out"; "" when they are."""

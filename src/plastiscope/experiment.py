@@ -2,6 +2,7 @@
 
 import errno
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from plastiscope.data.samples import DataSet
 from plastiscope.desk import Desk, record_failure
 from plastiscope.error import ConfigError, RunError
 from plastiscope.event import Context
+from plastiscope.follow import follow, left_to_the_first
 from plastiscope.identity import holds_finished
 from plastiscope.learner.learner import InitialNet, Learner, Reset
 from plastiscope.learner.training_forward import Compile, Precision, TrainingForward, products_in
@@ -37,9 +39,11 @@ from plastiscope.run.checkpoint import Checkpoints
 from plastiscope.run.generators import seed_generators
 from plastiscope.run.processes import Processes, join_processes, leave_processes
 from plastiscope.run.progress import Progress
+from plastiscope.run.roster import Roster
 from plastiscope.run.sample_store import SampleStore
 from plastiscope.run.signals import Preempted
-from plastiscope.run.snapshots import SavedWeights
+from plastiscope.run.snapshots import SavedWeights, Snapshots
+from plastiscope.run.status import State, write_status
 from plastiscope.run.storage import read_json
 from plastiscope.selection import BestWeights, Selection
 from plastiscope.source import Source, check_data, open_source, with_class_order
@@ -50,12 +54,25 @@ from plastiscope.trainer import TrainedRun, Trainer
 def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
     """Train `plan` in `folder`, or walk the saved weights that `replay.folder` names; go on where the folder stands.
 
-    Under torchrun or srun the processes share a replay out; the first one writes.
+    Under torchrun or srun the first process trains and writes, and all share the analyses out.
 
     Raises:
         PlastiscopeError: what the user can mend; the status says `failed` if the run had begun.
         SystemExit: a signal stopped the run, which is saved; the exit code is 128 + the signal's number.
     """
+    processes = join_processes()
+    if processes.world == 1:
+        return _run(plan, folder, overrides or [], processes)
+    folder = processes.agreed(folder)  # the time in its name is that of the first process
+    roster = Roster(folder / ".processes", processes.rank, processes.world)
+    try:
+        _run(plan, folder, overrides or [], replace(processes, roster=roster))
+    finally:
+        roster.leave()
+        leave_processes()
+
+
+def _run(plan: Plan, folder: Path, overrides: list[str], processes: Processes) -> None:
     stored = read_json(folder / "run.json")
     if stored is None and (folder / "run.json").exists():
         raise RunError(f"{folder}/run.json is damaged; put it back, or start in another folder (hydra.run.dir=...)")
@@ -63,7 +80,8 @@ def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
         raise RunError(
             f"{folder} is one of several runs that advance together; go on with all of them, in {stored['replica_of']}"
         )
-    processes = Processes()
+    if processes.world > 1 and plan.settings.replicas > 1:
+        raise ConfigError(f"replicas={plan.settings.replicas}: take one process, they advance together in it")
     if plan.settings.replay.folder is not None:
         plan = with_class_order(plan)
         refuse_training(plan.analyses)
@@ -71,19 +89,15 @@ def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
         theirs = plain(read_config(folder, trust=True))  # compared as it stands; nothing that it names is imported
         plan = as_known_to(plan, theirs)
         if holds_finished(plan, theirs, folder) and not _has_more(plan, stored, folder):
-            more = " Raise num_tasks to go on." if plan.settings.replay.folder is None else ""
-            print(f"{folder} is done already ({plan.settings.num_tasks} tasks); nothing to do.{more}")
+            if processes.rank == 0:
+                more = " Raise num_tasks to go on." if plan.settings.replay.folder is None else ""
+                print(f"{folder} is done already ({plan.settings.num_tasks} tasks); nothing to do.{more}")
             return
-    if plan.settings.replay.folder is not None:
-        processes = join_processes()
-    try:
-        if processes.is_first:
-            _run_first(plan, folder, overrides or [], stored, processes)
-        else:
-            _follow(plan, folder, processes)
-    finally:
-        if processes.world > 1:
-            leave_processes()
+    processes.barrier()  # all have seen the folder as it was
+    if processes.is_first:
+        _run_first(plan, folder, overrides, stored, processes)
+    else:
+        _follow(plan, folder, processes)
 
 
 def _run_first(
@@ -102,14 +116,20 @@ def _run_first(
         made.learner.through = _training_forward(plan, made.learner, device)
         desk.open(made, device, overrides, stored, source)
         loop: Loop
-        loop = _trainer(made, desk) if source is None else _replay(made, source, processes, folder, desk)
+        loop = _trainer(made, processes, desk) if source is None else _replay(made, source, processes, folder, desk)
         _resume(made, loop, desk)
         processes.barrier()  # the folder is ready: the others read where we are
         processes.barrier()
-        with products_in(Precision.float32):
+        with products_in(Precision.float32), processes.watched():
             loop.run()
+        if source is None:
+            processes.release()
         desk.finish(plan.settings.num_tasks, plan.settings.figures)
     except Preempted as stop:
+        if processes.missing:
+            lost = RunError(f"{processes.missing} has stopped; the run is saved: start the same command again")
+            write_status(folder, State.preempted, error=str(lost))
+            raise lost from None
         raise SystemExit(128 + stop.signum) from None
     except OSError as error:
         if error.errno != errno.ENOSPC:
@@ -274,11 +294,12 @@ def make_context(
     )
 
 
-def _trainer(made: Made, desk: Desk) -> Trainer:
+def _trainer(made: Made, processes: Processes, desk: Desk) -> Trainer:
     settings, learner = made.plan.settings, made.learner
     runs = []
     for r, (plan, journal) in enumerate(zip(made.plans, desk.journals, strict=True)):
         context = make_context(plan, made.shifts[r], learner, journal.snapshots, journal.samples, journal.folder)
+        context.processes = processes
         if learner.lead:
             context.net = made.nets[r]
             context.optimizer = optimizer_of(learner.optimizer, learner.net, context.net)
@@ -314,23 +335,36 @@ def _replay(made: Made, source: Source, processes: Processes, folder: Path, desk
 
 
 def _follow(plan: Plan, folder: Path, processes: Processes) -> None:
-    """What the processes beside the first do in a replay: score their share of the samples."""
+    """What the processes beside the first do: their share of what is shared out."""
     threads_before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         device = choose_device(plan.settings.device)
         made = _make(plan, device)
-        source = open_source(plan, made.data[0], made.learner.units.head)
+        source = open_source(plan, made.data[0], made.learner.units.head) if plan.settings.replay.folder else None
         processes.barrier()  # the first one has made the folder
         torch.set_num_threads(read_json(folder / "run.json")["threads"])
+        if source is None:
+            processes.barrier()
+            _follow_training(made, folder, processes)
+            return
         replay = _replay(made, source, processes, folder, None)
         loaded = Checkpoints(folder / "checkpoint").load()
         if loaded is not None:
             replay.load_state_dict(loaded[0])
         processes.barrier()  # it writes no checkpoint before all have read the last one
-        replay.follow()
+        with products_in(Precision.float32):
+            replay.follow()
     finally:
         torch.set_num_threads(threads_before)
+
+
+def _follow_training(made: Made, folder: Path, processes: Processes) -> None:
+    plan, samples = made.plan, SampleStore(folder / "samples")
+    context = make_context(plan, made.shifts[0], made.learner, Snapshots(folder / "snapshots"), samples, folder)
+    context.processes = processes
+    with left_to_the_first(), products_in(Precision.float32):
+        follow(made.learner, context, plan.analyses)
 
 
 def _resume(made: Made, loop: Loop, desk: Desk) -> None:

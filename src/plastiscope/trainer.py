@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from plastiscope.data.samples import Batch, Samples, side_by_side
 from plastiscope.error import RunError
 from plastiscope.event import Context, EpochRecord, Numbers, listeners
+from plastiscope.follow import tell_followers
 from plastiscope.learner.learner import Learner
 from plastiscope.learner.training_forward import Precision, products_in
 from plastiscope.loop import Events, Loop, is_evaluated, named
@@ -89,6 +90,12 @@ class TrainedRun(Events):
     def net(self) -> nn.Module:
         """Its network."""
         return self.context.net
+
+    def fire(self, event: str) -> Numbers:
+        """Fire an event; other processes take their share of what is shared out in it."""
+        if self.context.processes.world > 1:
+            tell_followers(self, event)
+        return super().fire(event)
 
     def state_dict(self) -> dict[str, Any]:
         """Its own state, beside that of the loop."""

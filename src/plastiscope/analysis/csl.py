@@ -102,7 +102,8 @@ class Csl(SampleAnalysis):
             for metric in self.owns():  # others may keep them at fewer epochs
                 self.block(context).reserve(metric, due)
         numbers = {} if self.mode is Mode.online else super().on_epoch_end(context)
-        if self.mode is not Mode.posthoc and self.is_due(context.epochs_completed):
+        saw_the_steps = self.mode is not Mode.posthoc and context.processes.is_first
+        if saw_the_steps and self.is_due(context.epochs_completed):
             values = presented_values(context, self._margins.all(), len(self.samples(context)))
             self._margins = PresentedMargins()
             numbers |= self.record(context, values, [e for e in self.epochs(context) if e > 0])

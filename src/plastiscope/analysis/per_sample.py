@@ -109,7 +109,7 @@ class SampleAnalysis(Analysis):
         def compute(i: int) -> Part:
             return measure(chain.from_iterable(chunks[c].batches(self.batch_size) for c in parts[i]))
 
-        if not context.is_replay:
+        if not context.is_replay and context.processes.world == 1:
             return [compute(i) for i in range(len(parts))]
         folder = self.parts_folder(context)
         folder = folder.with_name(folder.name + stage)

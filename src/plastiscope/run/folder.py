@@ -52,5 +52,5 @@ def is_locked(folder: Path) -> bool:
 def _is_unbegun(folder: Path) -> bool:
     """Whether the folder is empty but for what a run leaves that failed before it began."""
     names = {entry.name for entry in os.scandir(folder) if not entry.name.endswith(".tmp")}
-    ours = {".lock", "status.json", "traceback.txt"}
+    ours = {".lock", ".processes", "status.json", "traceback.txt"}
     return names <= (ours | {"config.yaml"} if "status.json" in names else ours)

@@ -2,26 +2,29 @@
 
 The unit of sharing is a part, fixed by the work alone: whatever the number of processes, a part is computed by one
 call with the same arguments, so the merged result has the same bytes. Process r of w takes the parts r, r + w, ...
-Nothing is padded, nothing is sent between processes but through files: each finished part is written whole, so what
-a killed process had done stays, and the next start computes only what is missing.
+Nothing is padded, no value is sent between processes but through files: each finished part is written whole, so what
+a killed process had done stays, and the next start computes only what is missing. In training the first process tells
+the others which weights to look at.
 """
 
 import os
 import re
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from socket import gethostname
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
 from plastiscope.error import RunError
+from plastiscope.run.roster import Roster
 from plastiscope.run.storage import write_by
 
 if TYPE_CHECKING:
@@ -33,8 +36,9 @@ Part = dict[str, npt.NDArray]
 
 TO_MEET = timedelta(minutes=10)
 """How long a process waits for the others to start."""
-TO_WAIT = timedelta(hours=4)
-"""How long it waits at a barrier for others that live; those that die are noticed at once, by their closed socket."""
+TO_WAIT = timedelta(days=14)
+"""How long it waits for others that live and train; those that die are noticed at once, by their closed socket."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Processes:
         works_apart: what is shared out are whole pieces, each computed ahead by one process, which then has all data.
         here: processes on this machine, which share its memory; with this one.
         on_gpu: those of them that see the same GPUs.
+        roster: who is there, once they have a folder in common.
     """
 
     rank: int = 0
@@ -56,6 +61,7 @@ class Processes:
     works_apart: bool = False
     here: int = 1
     on_gpu: int = 1
+    roster: Roster | None = None
 
     @property
     def is_first(self) -> bool:
@@ -105,6 +111,47 @@ class Processes:
             torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN)
         return found.item()
 
+    def tell(self, message: Any) -> None:
+        """Send the others what they wait for in `hear`; the first process does.
+
+        Raises:
+            RunError: one of them has stopped.
+        """
+        self._broadcast([message])
+
+    def hear(self) -> Any:
+        """What the first process tells; the others wait for it here.
+
+        Raises:
+            RunError: one of them has stopped.
+        """
+        return self._broadcast([None])
+
+    def agreed(self, value: T) -> T:
+        """The first process's value, in all of them; alone, one's own."""
+        return value if self.world == 1 else self._broadcast([value])
+
+    def release(self) -> None:
+        """Tell the others that there is no more to do."""
+        if self.world > 1:
+            self.tell(None)
+
+    @property
+    def missing(self) -> str:
+        """The processes that have gone, in words."""
+        return self.roster.missing if self.roster else ""
+
+    def watched(self) -> AbstractContextManager[None]:
+        """Inside, this process gets SIGUSR2 when one of the others has gone."""
+        return self.roster.watched(signal.SIGUSR2) if self.roster else nullcontext()
+
+    def _broadcast(self, box: list[Any]) -> Any:
+        import torch.distributed
+
+        with self._told_of_the_others():
+            torch.distributed.broadcast_object_list(box)
+        return box[0]
+
     def sharing(self, device: "Device") -> int:
         """How many processes share the memory of a device with each other; 1 = this one has it to itself."""
         return self.on_gpu if device.type == "cuda" else self.here
@@ -115,8 +162,9 @@ class Processes:
         try:
             yield
         except RuntimeError:
+            gone = (self.roster.ask() if self.roster else "") or "another process"
             raise RunError(
-                f"process {self.rank} of {self.world}: another process has stopped, and its own message says why (none "
+                f"process {self.rank} of {self.world}: {gone} has stopped, and its own message says why (none "
                 "if it was killed). What is finished is kept: start the same command again"
             ) from None
 
