@@ -13,6 +13,8 @@ from benchmarks import (
     learner,
     net,
     plane,
+    replica_runs,
+    replicas,
     sample_gradient,
     startup,
     step,
@@ -22,7 +24,7 @@ from benchmarks import (
 def main() -> None:
     of_runs = (startup, step, channels_last, augmentation, checkpoint, allocator)
     of_samples = (csl_online, sample_gradient, input_curvature, dormant, aggregation)
-    of_landscapes, of_learners = (hessian, plane), (learner, net)
+    of_landscapes, of_learners = (hessian, plane), (learner, replicas, replica_runs, net)
     for program in (*of_runs, *of_samples, *of_landscapes, *of_learners):
         program.main()
         print(flush=True)

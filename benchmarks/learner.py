@@ -11,6 +11,7 @@ Settings are those of the published studies where there are any: rate, maturity,
 """
 
 import contextlib
+import copy
 import io
 import statistics
 import sys
@@ -26,7 +27,7 @@ import torch.nn.functional as F
 from benchmarks.plans import make_plan, random_images
 from benchmarks.timing import machine, ratios, seconds, spread
 from plastiscope import experiment
-from plastiscope.learner.learner import make_optimizer
+from plastiscope.learner.optimizer import make_optimizer
 from plastiscope.measure.loss import Loss
 from plastiscope.task_shift_mode.task import Task
 from plastiscope.trainer import Trainer
@@ -100,9 +101,9 @@ class BareLoop:
 
     def __init__(self, trainer: Trainer, task: Task) -> None:
         """Gather the task's samples and copy the weights."""
-        learner = trainer.learner
-        self.net = learner.initial_net(0)
-        self.net.load_state_dict(learner.net.state_dict())
+        learner, of_run = trainer.learner, trainer.runs[0].net
+        self.net = copy.deepcopy(of_run) if learner.lead else learner.initial_net(0)
+        self.net.load_state_dict(of_run.state_dict())
         if getattr(self.net, "prefers_channels_last", False):
             self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         samples = task.train.gather(torch.arange(len(task.train)))

@@ -23,7 +23,8 @@ from plastiscope.allocator import keep_freed_pages
 from plastiscope.data.samples import ArraySource, Batch, Samples
 from plastiscope.learner.backprop import Backprop
 from plastiscope.learner.continual_backprop import ContinualBackprop
-from plastiscope.learner.learner import Learner, LearnerConfig, Optimizer
+from plastiscope.learner.learner import Learner, LearnerConfig
+from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.unit_statistics import UtilityType
 from plastiscope.measure.loss import Loss
 from plastiscope.net.mlp import Mlp

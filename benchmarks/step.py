@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from benchmarks.plans import make_plan, random_images
 from benchmarks.timing import clocked, machine, ratios, seconds, spread
 from plastiscope import experiment
-from plastiscope.learner.learner import make_optimizer
+from plastiscope.learner.optimizer import make_optimizer
 from plastiscope.task_shift_mode.task import Task
 from plastiscope.trainer import Trainer
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from plastiscope.build import Plan
 from plastiscope.data.samples import DataSet
 from plastiscope.error import ConfigError
-from plastiscope.learner.learner import InitialNet, Learner, Optimizer
+from plastiscope.learner.learner import InitialNet, Learner
+from plastiscope.learner.optimizer import Optimizer
 from plastiscope.measure.landscape.memory import free_memory, gigabytes
 from plastiscope.net.stacked import loses_on_cpu, stack, unstacked_state
 from plastiscope.selection import Selection

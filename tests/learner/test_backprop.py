@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from plastiscope.data.samples import ArraySource, Batch, Samples
 from plastiscope.error import ConfigError
 from plastiscope.learner.backprop import Backprop
-from plastiscope.learner.learner import Learner, Reset, clip_norm
+from plastiscope.learner.learner import Learner, Reset
+from plastiscope.learner.optimizer import clip_norm
 from plastiscope.measure.loss import Loss
 from plastiscope.net.describe import describe
 from plastiscope.net.mlp import Mlp, Norm
@@ -83,7 +84,7 @@ def test_weight_decay_is_half_lambda_theta_squared():
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_steps_equal_the_formulas(optimizer):
     """Five steps on (theta - 1)^2 with weight decay, against the update written out in float64."""
-    from plastiscope.learner.learner import Optimizer
+    from plastiscope.learner.optimizer import Optimizer
 
     config = Backprop(optimizer=Optimizer(optimizer), lr=0.1, momentum=0.9, weight_decay=0.01)
     net = One(3.0)
@@ -206,7 +207,7 @@ def test_head_reset_touches_the_head_alone(zeros):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_after_a_network_reset_training_is_that_of_a_fresh_learner(optimizer):
-    from plastiscope.learner.learner import Optimizer
+    from plastiscope.learner.optimizer import Optimizer
 
     learner = make_learner(Backprop(reset=Reset.network, optimizer=Optimizer(optimizer)))
     train_a_little(learner)

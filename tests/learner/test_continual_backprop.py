@@ -20,7 +20,8 @@ from plastiscope.event import undisturbed
 from plastiscope.experiment import run
 from plastiscope.learner.budget import Count
 from plastiscope.learner.continual_backprop import Compensate, ContinualBackprop, ContinualBackpropLearner
-from plastiscope.learner.learner import Learner, Optimizer, Reset
+from plastiscope.learner.learner import Learner, Reset
+from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.replacement import Init
 from plastiscope.learner.unit_parameters import ByIndex, ResidualMode
 from plastiscope.learner.unit_statistics import BLOCK, FeatureMagnitude, UtilityType

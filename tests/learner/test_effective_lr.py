@@ -13,7 +13,8 @@ from plastiscope.learner.backprop import Backprop
 from plastiscope.learner.continual_backprop import ContinualBackprop
 from plastiscope.learner.effective_lr import EFFECTIVE_LR, EffectiveLrMode, joint_norm
 from plastiscope.learner.layer_rates import LayerLr
-from plastiscope.learner.learner import Learner, Optimizer, Reset
+from plastiscope.learner.learner import Learner, Reset
+from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.shrink_and_perturb import ShrinkAndPerturb
 from plastiscope.learner.upgd import Upgd
 from plastiscope.net.convnet import ConvNet

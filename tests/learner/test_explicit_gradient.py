@@ -14,7 +14,8 @@ from plastiscope.learner import explicit_gradient
 from plastiscope.learner.backprop import Backprop
 from plastiscope.learner.continual_backprop import ContinualBackprop
 from plastiscope.learner.explicit_gradient import dense_layers
-from plastiscope.learner.learner import Learner, LearnerConfig, Optimizer
+from plastiscope.learner.learner import Learner, LearnerConfig
+from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.redo import Redo
 from plastiscope.learner.unit_statistics import UtilityType
 from plastiscope.measure.loss import Loss

@@ -5,7 +5,7 @@ import torch
 from learning import batches, make_task, start, state_of
 
 from plastiscope.learner.head_reset import HeadReset
-from plastiscope.learner.learner import Optimizer
+from plastiscope.learner.optimizer import Optimizer
 from plastiscope.net.convnet import ConvNet
 from plastiscope.net.mlp import Mlp, Norm
 from plastiscope.net.resnet18 import ResNet18

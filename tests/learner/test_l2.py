@@ -7,7 +7,7 @@ from torch import nn
 from plans import make_plan
 from plastiscope.learner.backprop import Backprop
 from plastiscope.learner.l2 import L2
-from plastiscope.learner.learner import Optimizer
+from plastiscope.learner.optimizer import Optimizer
 from plastiscope.net.mlp import Mlp
 
 SMALL = Mlp(widths=[6, 4]), (5,)

@@ -10,7 +10,8 @@ from torch import nn
 from plastiscope.error import ConfigError
 from plastiscope.learner.l2 import L2
 from plastiscope.learner.l2_init import L2Init
-from plastiscope.learner.learner import Optimizer, Reset
+from plastiscope.learner.learner import Reset
+from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.scope import Scope
 from plastiscope.net.activation import Activation
 from plastiscope.net.mlp import Mlp, Norm

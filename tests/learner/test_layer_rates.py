@@ -15,7 +15,8 @@ from plastiscope.error import ConfigError
 from plastiscope.learner.backprop import Backprop
 from plastiscope.learner.continual_backprop import ContinualBackprop
 from plastiscope.learner.layer_rates import Between, Faster, LayerLr, Restart, layers_of_parameters
-from plastiscope.learner.learner import Learner, Optimizer, Reset
+from plastiscope.learner.learner import Learner, Reset
+from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.upgd import Upgd
 from plastiscope.net.activation import Activation
 from plastiscope.net.convnet import ConvNet

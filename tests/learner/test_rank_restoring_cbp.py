@@ -18,7 +18,8 @@ from plastiscope.data.samples import Batch
 from plastiscope.error import ConfigError
 from plastiscope.experiment import run
 from plastiscope.learner.continual_backprop import ContinualBackprop
-from plastiscope.learner.learner import Learner, Optimizer, Reset
+from plastiscope.learner.learner import Learner, Reset
+from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.rank_restoring_cbp import (
     ActivationEnergy,
     Centre,

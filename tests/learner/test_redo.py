@@ -9,7 +9,7 @@ from torch import Tensor
 
 from plans import make_plan
 from plastiscope.error import ConfigError
-from plastiscope.learner.learner import Optimizer
+from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.redo import Redo, RedoLearner, dormancy_scores
 from plastiscope.learner.unit_parameters import ByMask, ResidualMode
 from plastiscope.net.activation import Activation

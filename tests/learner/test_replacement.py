@@ -9,7 +9,7 @@ from learning import batches, start, state_of
 from torch import Tensor, nn
 
 from plastiscope.learner.continual_backprop import ContinualBackprop
-from plastiscope.learner.learner import Optimizer
+from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.replacement import FreshWeights, Init, compensate, gain_of, replace_units, scale_of
 from plastiscope.learner.unit_parameters import ByIndex, ByMask, Chosen, ResidualMode, Slices, UnitSet, unit_sets
 from plastiscope.net.activation import Activation

@@ -8,7 +8,8 @@ from learning import batches, start
 
 from plastiscope.data.samples import Batch
 from plastiscope.learner.continual_backprop import ContinualBackprop
-from plastiscope.learner.learner import LearnerConfig, Optimizer
+from plastiscope.learner.learner import LearnerConfig
+from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.redo import Redo
 from plastiscope.learner.unit_statistics import UtilityType
 from plastiscope.net.convnet import ConvNet

@@ -4,7 +4,7 @@ import pytest
 import torch
 from learning import assert_equal_states, batches, make_task, start, state_of
 
-from plastiscope.learner.learner import Optimizer
+from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.retrained import Retrained
 from plastiscope.net.convnet import ConvNet
 from plastiscope.net.mlp import Mlp, Norm

@@ -10,7 +10,7 @@ from learning import assert_equal_states, batches, start, state_of
 from plans import make_plan
 from plastiscope.error import ConfigError
 from plastiscope.learner.backprop import Backprop
-from plastiscope.learner.learner import Optimizer
+from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.scope import Scope
 from plastiscope.learner.shrink_and_perturb import ShrinkAndPerturb
 from plastiscope.net.activation import Activation

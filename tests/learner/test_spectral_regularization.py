@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from plastiscope.error import ConfigError
 from plastiscope.learner.backprop import Backprop
-from plastiscope.learner.learner import Optimizer
+from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.spectral_regularization import (
     SpectralRegularization,
     SpectralRegularizationLearner,

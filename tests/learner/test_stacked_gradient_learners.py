@@ -15,7 +15,8 @@ from plastiscope.learner.head_reset import HeadReset
 from plastiscope.learner.l2 import L2
 from plastiscope.learner.l2_init import L2Init
 from plastiscope.learner.layer_rates import LayerLr
-from plastiscope.learner.learner import LearnerConfig, Optimizer
+from plastiscope.learner.learner import LearnerConfig
+from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.retrained import Retrained
 from plastiscope.learner.scope import Scope
 from plastiscope.learner.shrink_and_perturb import ShrinkAndPerturb

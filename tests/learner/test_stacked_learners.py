@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from plastiscope.error import ConfigError
 from plastiscope.learner.continual_backprop import ContinualBackprop, ContinualBackpropLearner
-from plastiscope.learner.learner import Optimizer
+from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.redo import Redo, RedoLearner
 from plastiscope.learner.replacement import Init, ReplacingConfig
 from plastiscope.learner.unit_statistics import UtilityType

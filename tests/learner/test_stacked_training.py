@@ -12,7 +12,8 @@ from plastiscope.data.samples import Batch
 from plastiscope.error import ConfigError
 from plastiscope.learner.backprop import Backprop
 from plastiscope.learner.continual_backprop import ContinualBackprop
-from plastiscope.learner.learner import LearnerConfig, Optimizer
+from plastiscope.learner.learner import LearnerConfig
+from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.redo import Redo
 from plastiscope.learner.replacement import Init
 from plastiscope.learner.unit_parameters import ResidualMode

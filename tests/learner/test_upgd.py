@@ -10,7 +10,8 @@ from learning import assert_equal_states, batches, start
 from torch import Tensor, nn
 
 from plastiscope.error import ConfigError
-from plastiscope.learner.learner import Optimizer, Reset
+from plastiscope.learner.learner import Reset
+from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.step_noise import StepNoise
 from plastiscope.learner.upgd import Gate, GateCorrection, GatedDescent, GatingMode, Upgd, UpgdLearner
 from plastiscope.net.activation import Activation

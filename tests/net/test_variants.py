@@ -13,7 +13,8 @@ from plastiscope.data.samples import ArraySource, Batch, Samples
 from plastiscope.error import ConfigError
 from plastiscope.experiment import run
 from plastiscope.learner.backprop import Backprop
-from plastiscope.learner.learner import Learner, Optimizer
+from plastiscope.learner.learner import Learner
+from plastiscope.learner.optimizer import Optimizer
 from plastiscope.measure.loss import Loss
 from plastiscope.net.activation import Activation, undecayed
 from plastiscope.net.convnet import ConvNet, NormAt

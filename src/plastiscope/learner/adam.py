@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plastiscope.learner.learner import ParameterGroups
+from plastiscope.learner.optimizer import ParameterGroups
 
 AGE = "age_"
 

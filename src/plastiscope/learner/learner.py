@@ -14,10 +14,10 @@ from plastiscope.learner.effective_lr import EFFECTIVE_LR, EffectiveLrMode, Proj
 from plastiscope.learner.explicit_gradient import ExplicitGradient
 from plastiscope.learner.fused_step import fused_step
 from plastiscope.learner.layer_rates import LayerLr, LayerRates, Restart
+from plastiscope.learner.optimizer import Optimizer, ParameterGroups, clip_norm, make_optimizer, parameter_groups
 from plastiscope.learner.training_forward import TrainingForward
 from plastiscope.measure.keyed import Seed
 from plastiscope.measure.loss import per_sample_loss
-from plastiscope.net.activation import undecayed
 from plastiscope.net.scale_invariance import scale_invariant_parameters
 from plastiscope.net.svd import penalised
 from plastiscope.net.units import UnitDescription
@@ -25,14 +25,6 @@ from plastiscope.task_shift_mode.task import NewHead, Task
 
 InitialNet = Callable[[int], nn.Module]
 """k -> a freshly initialised network; k = 0 is the run's own, k > 0 are others, each always the same bits."""
-
-
-class Optimizer(Enum):
-    """The optimisers of torch.optim."""
-
-    sgd = "sgd"
-    adam = "adam"
-    adamw = "adamw"
 
 
 class Reset(Enum):
@@ -126,36 +118,6 @@ class LearnerConfig:
     def is_adaptive(self) -> bool:
         """Whether the size of a step does not depend on the gradient's scale."""
         return self.optimizer is not Optimizer.sgd
-
-
-ParameterGroups = list[nn.Parameter] | list[dict[str, Any]]
-"""What torch's optimisers take."""
-
-
-def parameter_groups(
-    net: nn.Module, parameters: list[nn.Parameter], facts: Mapping[nn.Parameter, dict[str, Any]] | None = None
-) -> ParameterGroups:
-    """The parameters; in groups where some of them take no weight decay, or where layers differ.
-
-    Args:
-        net: the network.
-        parameters: those that are trained.
-        facts: settings of the group that a parameter belongs to; those with equal ones are one group.
-    """
-    exempt, groups = undecayed(net), dict[Any, dict[str, Any]]()
-    for parameter in parameters:
-        own = (facts or {}).get(parameter, {}) | ({"weight_decay": 0.0} if parameter in exempt else {})
-        groups.setdefault(tuple(own.items()), {"params": [], **own})["params"].append(parameter)
-    return parameters if list(groups) == [()] else list(groups.values())
-
-
-def make_optimizer(config: LearnerConfig, parameters: ParameterGroups) -> torch.optim.Optimizer:
-    """The optimiser of the settings; fused kernels, which torch has for CPU and CUDA alike."""
-    shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
-    if config.optimizer is Optimizer.sgd:
-        return torch.optim.SGD(parameters, momentum=config.momentum, **shared)
-    kind = torch.optim.Adam if config.optimizer is Optimizer.adam else torch.optim.AdamW
-    return kind(parameters, betas=(config.betas[0], config.betas[1]), eps=config.eps, **shared)
 
 
 class Learner:
@@ -478,21 +440,6 @@ class Learner:
 def _call(listener: Callable[[], None] | None) -> None:
     if listener is not None:
         listener()
-
-
-def clip_norm(parameters: Sequence[nn.Parameter], most: float, lead: int = 0) -> None:
-    """Scale the gradients of each run so that their joint Euclidean norm is at most `most`.
-
-    As torch.nn.utils.clip_grad_norm_: the factor is min(1, most / (norm + 1e-6)).
-    """
-    if lead == 0:
-        nn.utils.clip_grad_norm_(parameters, most)
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    squares = [gradient.square().flatten(lead).sum(-1) for gradient in gradients]
-    factor = (most / (torch.stack(squares).sum(0).sqrt() + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        gradient.mul_(factor.view(*factor.shape, *(1,) * (gradient.ndim - lead)))
 
 
 def _start_at_zero(head: nn.Module) -> None:

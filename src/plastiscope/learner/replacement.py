@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from plastiscope.learner.adam import UnitAdam
 from plastiscope.learner.features import TrainingFeatures
-from plastiscope.learner.learner import InitialNet, Learner, LearnerConfig, Optimizer
+from plastiscope.learner.learner import InitialNet, Learner, LearnerConfig
+from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.unit_parameters import Chosen, Part, ResidualMode, Slices, UnitSet, unit_sets
 from plastiscope.measure.keyed import Seed, keyed_bits, keyed_normal, keyed_uniform
 from plastiscope.net.activation import Activation
