@@ -19,7 +19,7 @@ PLAIN_SGD = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "mileston
 
 @pytest.fixture(scope="module")
 def bits():
-    return make_plan("experiment=bit_flipping")
+    return make_plan("experiment=slowly_changing_regression")
 
 
 def test_bit_flipping_data_and_tasks(bits):
@@ -45,16 +45,16 @@ def test_bit_flipping_network_and_optimiser(bits):
     assert pick(bits.config["learner"], "lr", *PLAIN_SGD) == {"lr": 0.01, **PLAIN_SGD}
 
 
-def test_bit_flipping_as_published_differs_only_as_it_says(bits):
-    other = make_plan("experiment=bit_flipping_as_published")
+def test_regression_as_published_differs_only_as_it_says(bits):
+    other = make_plan("experiment=slowly_changing_regression_as_published")
     changed = {key for key in bits.config if other.config[key] != bits.config[key]}
     assert changed == {"name", "data", "task_shift_mode"}
     assert pick(other.config["data"], "threshold_form") == {"threshold_form": "as_published"}
     assert pick(other.config["task_shift_mode"], "flip", "exact_test") == {"flip": "all", "exact_test": False}
 
 
-def test_online_permuted_mnist():
-    plan = make_plan("experiment=online_permuted_mnist")
+def test_permuted_mnist_stream():
+    plan = make_plan("experiment=permuted_mnist")
     data, settings = plan.config["data"], plan.settings
     published = {"normalisation": "none", "validation_share": 0.0, "test_samples_per_class": 0, "order": "random"}
     assert pick(data, *published) == published
@@ -63,7 +63,7 @@ def test_online_permuted_mnist():
     assert pick(plan.config["learner"], "lr", *PLAIN_SGD) == {"lr": 0.003, **PLAIN_SGD}
     assert sum(p.numel() for p in make_net(plan, (1, 28, 28), 10).parameters()) == 9_594_010
     assert plan.config["online"]["bin_size"] == 60_000
-    other = make_plan("experiment=online_permuted_mnist_as_published")
+    other = make_plan("experiment=permuted_mnist_as_published")
     assert {key for key in plan.config if other.config[key] != plan.config[key]} == {"name", "task_shift_mode"}
     assert other.config["task_shift_mode"]["compose"] is True
 
@@ -71,7 +71,7 @@ def test_online_permuted_mnist():
 @pytest.mark.parametrize(("examples", "tasks"), [(10_000, 4_800), (100_000, 480), (1_000_000, 48)])
 def test_rates_of_change_are_48_million_presentations(real_data, examples, tasks):
     plan = make_plan(
-        *("experiment=online_permuted_mnist", f"data.folder={real_data}", f"num_tasks={tasks}"),
+        *("experiment=permuted_mnist", f"data.folder={real_data}", f"num_tasks={tasks}"),
         f"task_shift_mode.examples_per_task={examples}",
     )
     data, shift = load_tasks(plan, torch.device("cpu"))
