@@ -4,6 +4,8 @@
 - `plastiscope-resume FOLDER`: go on with a run without retyping its command
 - `plastiscope-status FOLDER ...`: runs below the folders, with state, progress, last numbers
 - `plastiscope-analyze FOLDER analysis=[...]`: look at the weights that a run has saved, beside its folder
+- `plastiscope-collect FOLDER ...`: many runs as one table
+- `plastiscope-plot FOLDER ... y=KEY`: curves over seeds, and the published figures
 """
 
 import argparse
@@ -25,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from plastiscope.advice import known_analyses, nearest, not_selected, selected
-from plastiscope.error import ConfigError, PlastiscopeError
+from plastiscope.error import ConfigError, PlastiscopeError, RunError
 
 OmegaConf.register_new_resolver("short_hash", lambda text: hashlib.sha256(text.encode()).hexdigest()[:12], replace=True)
 
@@ -109,8 +111,29 @@ def analyze() -> None:
     _exit_on_error(lambda: _with_advice(look, arguments.overrides))
 
 
+def collect() -> None:
+    """`plastiscope-collect FOLDER ...`."""
+    from plastiscope.collect.command import collect_command
+
+    _exit_on_error(collect_command)
+
+
+def plot() -> None:
+    """`plastiscope-plot FOLDER ... y=KEY`."""
+    from plastiscope.collect.command import plot_command
+
+    _exit_on_error(lambda: plot_command(sys.argv[1:]))
+
+
 def _run_hydra() -> None:
-    _with_advice(job, sys.argv[1:])
+    try:
+        _with_advice(job, sys.argv[1:])
+    except Exception as error:
+        from plastiscope.launch import mishap
+
+        if isinstance(error, PlastiscopeError) or os.environ.get("HYDRA_FULL_ERROR") or not (told := mishap(error)):
+            raise
+        raise RunError(told) from None
 
 
 def _with_advice(command: Callable[[], None], overrides: list[str]) -> None:

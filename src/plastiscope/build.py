@@ -319,3 +319,43 @@ def differences(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
         keys = [*ours, *(key for key in theirs if key not in ours)]
         return [d for k in keys for d in differences(ours.get(k), theirs.get(k), f"{prefix}.{k}" if prefix else str(k))]
     return [] if ours == theirs else [prefix]
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """One job of a sweep.
+
+    Attributes:
+        overrides: its own, as its run.json has them.
+        folder: name of its folder, the hash of those overrides that change its numbers.
+    """
+
+    overrides: tuple[str, ...]
+    folder: str
+
+
+def sweep_jobs(overrides: Sequence[str], naming: dict[str, Any]) -> list[SweepJob]:
+    """The jobs of `plastiscope -m <overrides>`, in the order in which they are started.
+
+    Args:
+        overrides: of the sweep.
+        naming: hydra.job.config.override_dirname of the sweep: kv_sep, item_sep, exclude_keys.
+
+    Raises:
+        ConfigError: Hydra cannot read an override.
+    """
+    from hydra._internal.config_loader_impl import get_overrides_dirname
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    try:
+        batches = BasicSweeper.split_arguments(parser.parse_overrides(list(overrides)), None)
+    except HydraException as error:
+        raise ConfigError(f"overrides of a sweep cannot be read ({str(error).splitlines()[0]})") from None
+    found = []
+    for own in (own for batch in batches for own in batch):
+        text = get_overrides_dirname(parser.parse_overrides(own), **naming)
+        found.append(SweepJob(tuple(own), hashlib.sha256(text.encode()).hexdigest()[:12]))
+    return found
