@@ -8,9 +8,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "plastiscope"
 
 LAYERS = [
-    {"app", "samples"},
-    {"table"},
-    {"experiment", "analyze", "build", "load", "identity", "settings", "source", "replicas", "desk", "__init__"},
+    {"app", "samples", "launch"},
+    {"table", "collect"},
+    {"experiment", "analyze", "build", "load", "identity", "settings", "source", "branch", "replicas", "desk", "__init__"},
     {"trainer", "replay", "loop", "follow", "analysis"},
     {"learner"},
     {"task_shift_mode", "data", "net", "event", "formats", "landscape"},
@@ -20,8 +20,8 @@ LAYERS = [
 """A room may import from its own row and from the rows below."""
 
 ONLY_IN = {
-    "hydra": {"app.py", "build.py"},
-    "omegaconf": {"app.py", "build.py"},
+    "hydra": {"app.py", "build.py", "launch.py"},
+    "omegaconf": {"app.py", "build.py", "launch.py"},
     "wandb": {"run/wandb_sink.py"},
     "torchvision": {"data/vision.py"},
 }

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from plastiscope.branch import Branch
 from plastiscope.identity import identity_hash, write_identity
 from plastiscope.replicas import Made, folder_of
 from plastiscope.run.folder import FolderLock
@@ -44,6 +45,7 @@ class Desk:
         overrides: list[str],
         stored: dict[str, Any] | None,
         source: Source | None,
+        branch: Branch | None = None,
     ) -> None:
         """Take the folders and say in them whose they are; `stored` is the run.json that is there.
 
@@ -51,7 +53,7 @@ class Desk:
             RunError: another process has one, or something else lies in it.
         """
         self._take(self.folder)
-        write_identity(made.plan, self.folder, made, 0, device, overrides, stored, source)
+        write_identity(made.plan, self.folder, made, 0, device, overrides, stored, source, branch=branch)
         folders = [self.folder]
         if len(made.plans) > 1:
             folders = [folder_of(self.folder, plan) for plan in made.plans]

@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from plastiscope.allocator import keep_freed_pages
+from plastiscope.branch import Branch, open_branch
 from plastiscope.build import Plan, as_known_to, build, plain, read_config
 from plastiscope.data.samples import DataSet
 from plastiscope.desk import Desk, record_failure
 from plastiscope.error import ConfigError, RunError
 from plastiscope.event import Context
 from plastiscope.follow import follow, left_to_the_first
+from plastiscope.formats.checkpoints import fit
 from plastiscope.identity import holds_finished
 from plastiscope.learner.learner import InitialNet, Learner, Reset
 from plastiscope.learner.training_forward import Compile, Precision, TrainingForward, products_in
@@ -48,7 +50,7 @@ from plastiscope.run.storage import read_json
 from plastiscope.selection import BestWeights, Selection
 from plastiscope.source import Source, check_data, open_source, with_class_order
 from plastiscope.task_shift_mode.task import TaskShift
-from plastiscope.trainer import TrainedRun, Trainer
+from plastiscope.trainer import Position, TrainedRun, Trainer
 
 
 def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
@@ -109,15 +111,23 @@ def _run_first(
     desk = Desk(folder)
     try:
         torch.set_num_threads(1)  # so that statistics of the data do not depend on the machine
-        made = _make(plan, device)
+        branch = open_branch(plan, folder, stored)
+        made = _make(plan, device, branch)
         source = open_source(plan, made.data[0], made.learner.units.head) if plan.settings.replay.folder else None
         _set_threads(plan, stored or (None if source is None else source.about), made.nets[0], threads_before)
         check_data(stored, made.data[0], folder)
         made.learner.through = _training_forward(plan, made.learner, device)
-        desk.open(made, device, overrides, stored, source)
+        if branch is not None:
+            branch.check(made.data[0])
+        desk.open(made, device, overrides, stored, source, branch)
         loop: Loop
-        loop = _trainer(made, processes, desk) if source is None else _replay(made, source, processes, folder, desk)
+        if source is None:
+            loop = _trainer(made, processes, desk, 0 if branch is None else branch.first_task)
+        else:
+            loop = _replay(made, source, processes, folder, desk)
         _resume(made, loop, desk)
+        if branch is not None and branch.initial is not None:
+            desk.journals[0].snapshot(0, branch.initial)
         processes.barrier()  # the folder is ready: the others read where we are
         processes.barrier()
         with products_in(Precision.float32), processes.watched():
@@ -195,11 +205,19 @@ def make_net(plan: Plan, input_shape: tuple[int, ...], outputs: int, k: int = 0)
         return plan.net.make(input_shape, outputs)
 
 
-def make_learner(plan: Plan, shift: TaskShift, data: DataSet, device: torch.device) -> Learner:
-    """The learner with its network on the device, and the global generators seeded."""
+def make_learner(
+    plan: Plan, shift: TaskShift, data: DataSet, device: torch.device, branch: Branch | None = None
+) -> Learner:
+    """The learner with its network on the device, and the global generators seeded.
+
+    Raises:
+        RunError: the weights of `branch` are of another network.
+    """
     keep_freed_pages()
     initial_net = _initial_net(plan, data, shift)
     net = initial_net(0)
+    if branch is not None:
+        fit(net, branch.weights, branch.where)
     units = _described(net, data)
     net.to(device)
     if getattr(net, "prefers_channels_last", False):
@@ -217,7 +235,7 @@ def _described(net: nn.Module, data: DataSet) -> UnitDescription:
         return describe(net, torch.zeros(2, *data.input_shape))
 
 
-def _make(plan: Plan, device: torch.device) -> Made:
+def _make(plan: Plan, device: torch.device, branch: Branch | None = None) -> Made:
     """Data, tasks, networks and learner of a plan.
 
     Raises:
@@ -225,7 +243,7 @@ def _make(plan: Plan, device: torch.device) -> Made:
     """
     if plan.settings.replicas == 1:
         data, shift = load_tasks(plan, device)
-        learner = make_learner(plan, shift, data, device)
+        learner = make_learner(plan, shift, data, device, branch)
         return Made(plan, [plan], [data], [shift], [learner.net], learner)
     data, shift = load_tasks(plan, device)
     one = make_net(plan, data.input_shape, shift.outputs)
@@ -294,7 +312,7 @@ def make_context(
     )
 
 
-def _trainer(made: Made, processes: Processes, desk: Desk) -> Trainer:
+def _trainer(made: Made, processes: Processes, desk: Desk, first_task: int = 0) -> Trainer:
     settings, learner = made.plan.settings, made.learner
     runs = []
     for r, (plan, journal) in enumerate(zip(made.plans, desk.journals, strict=True)):
@@ -313,6 +331,7 @@ def _trainer(made: Made, processes: Processes, desk: Desk) -> Trainer:
         eval_every=settings.eval_every,
         verbose=settings.verbose,
         precision=settings.precision,
+        position=Position(task=first_task),
     )
 
 

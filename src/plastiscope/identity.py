@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from plastiscope.branch import Branch
 from plastiscope.build import Plan, config_hash, differences, to_yaml
 from plastiscope.error import RunError
 from plastiscope.replicas import Made
@@ -56,6 +57,7 @@ def write_identity(
     stored: dict[str, Any] | None,
     source: Source | None = None,
     group: Path | None = None,
+    branch: Branch | None = None,
 ) -> None:
     """config.yaml, and run.json with all that tells the run from others; on a resume only what may change.
 
@@ -69,6 +71,7 @@ def write_identity(
         stored: the run.json that is there.
         source: in a replay, of the weights.
         group: folder of the group that it belongs to.
+        branch: the run that it branches off.
     """
     data, net = made.data[r], made.nets[r]
     write_atomic(folder / "config.yaml", to_yaml(plan.config).encode())
@@ -90,6 +93,8 @@ def write_identity(
     }
     if source is not None:
         identity = {**identity, "replay_of": source.identity(folder)}
+    if branch is not None:
+        identity = {**identity, "branch_of": branch.identity}
     if group is not None:
         identity = {**identity, "replica_of": str(group.resolve())}
     write_json(folder / "run.json", {**identity, "device": str(device), "config_hash": identity_hash(plan)})

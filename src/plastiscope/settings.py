@@ -1,6 +1,7 @@
 """The top level of the config: settings of the run itself, beside the groups."""
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from plastiscope.error import require
 from plastiscope.learner.training_forward import Compile, Precision
@@ -9,6 +10,15 @@ from plastiscope.run.journal import SnapshotSettings
 from plastiscope.run.sample_store import SampleSettings
 from plastiscope.run.wandb_sink import WandbSettings
 from plastiscope.selection import Selection
+
+
+class InitFromStart(Enum):
+    """With which task a run begins that takes its first weights from another run."""
+
+    next = "next"
+    """The one after those that the weights have learnt: the same sequence of tasks goes on."""
+    first = "first"
+    """The first one of its own tasks."""
 
 
 @dataclass(kw_only=True)
@@ -48,6 +58,14 @@ class Settings:
     snapshots: SnapshotSettings = field(default_factory=SnapshotSettings)
     samples: SampleSettings = field(default_factory=SampleSettings)
     replay: ReplaySettings = field(default_factory=ReplaySettings)
+    init_from: str | None = None
+    """Folder of a run whose weights this one begins with; null = a fresh network."""
+    init_from_task: int | None = None
+    """Those of the end of this task, from 0; null = of the last one that was finished."""
+    init_from_start: InitFromStart = InitFromStart.next
+    """next: go on with the task after it; first: begin with task 0."""
+    dry_run: bool = False
+    """Say what the run would do and cost; train and write nothing."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -62,13 +80,21 @@ class Settings:
         require(
             alone, "replicas", self.replicas, "must be 1 in a replay; look at the folder of one run, such as seed_0000"
         )
+        self._check_branch()
         kind = self.device.split(":")[0]
         require(kind in ("auto", "cpu", "cuda", "mps"), "device", self.device, "must be auto, cpu, cuda or mps")
+
+    def _check_branch(self) -> None:
+        task, alone = self.init_from_task, self.init_from is None or self.replicas == 1
+        require(task is None or task >= 0, "init_from_task", task, "must be 0 or more, or null")
+        named = task is None or self.init_from is not None
+        require(named, "init_from_task", task, "is a task of another run; name its folder by init_from=")
+        require(alone, "replicas", self.replicas, "must be 1 with init_from; run one process per seed")
 
 
 RESUMABLE = (
     *("num_tasks", "verbose", "figures", "use_wandb", "wandb", "checkpoint_every_s"),
-    *("threads", "device", "replay.share"),
+    *("threads", "device", "replay.share", "dry_run"),
 )
 """Settings that may differ when a run goes on, with all below them."""
 

@@ -136,7 +136,8 @@ def open_source(plan: Plan, data: DataSet, head: str) -> Source:
     if about is not None:
         theirs = _check_source_config(plan, run)
         check_data(about, data, run)
-        check_complete(checkpoints, theirs, settings.replay, is_finished(run))
+        first = about.get("branch_of", {}).get("first_task", 0) * settings.epochs
+        check_complete(checkpoints, theirs, settings.replay, is_finished(run), first)
         selection = theirs.get("selection", selection)
     else:
         note_gaps(checkpoints, settings.replay)
@@ -155,7 +156,9 @@ def is_finished(run: Path) -> bool:
     return read_status(run).get("state") == State.done.value
 
 
-def check_complete(checkpoints: CheckpointFolder, config: dict[str, Any], replay: ReplaySettings, done: bool) -> None:
+def check_complete(
+    checkpoints: CheckpointFolder, config: dict[str, Any], replay: ReplaySettings, done: bool, first: int = 0
+) -> None:
     """Refuse a run's snapshots of which one is missing within replay.start .. replay.end.
 
     Args:
@@ -163,6 +166,7 @@ def check_complete(checkpoints: CheckpointFolder, config: dict[str, Any], replay
         config: of the run.
         replay: says what is looked at.
         done: whether the run is finished; another one ends where its newest snapshot is.
+        first: epochs completed as it began; more than 0 of a branch.
 
     Raises:
         RunError: names the first that is missing.
@@ -170,7 +174,7 @@ def check_complete(checkpoints: CheckpointFolder, config: dict[str, Any], replay
     there = checkpoints.epochs()
     last = config["num_tasks"] * config["epochs"] if done else there[-1]
     lacking = sorted(set(saved_epochs(there, last, config["epochs"], config.get("snapshots") or {}, done)) - set(there))
-    lacking = [e for e in lacking if (replay.start or 0) <= e and (replay.end is None or e <= replay.end)]
+    lacking = [e for e in lacking if max(replay.start or 0, first) <= e and (replay.end is None or e <= replay.end)]
     if lacking:
         raise RunError(
             f"{checkpoints.folder}/epoch_{lacking[0]:06d}.pt is missing, the weights after {lacking[0]} epochs, which "

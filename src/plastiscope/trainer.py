@@ -162,8 +162,10 @@ class Trainer(Loop):
 
     def _run(self) -> None:
         if not self.begun:
+            start = self.position.task * self.context.epochs  # 0, but of a branch that goes on with another run's tasks
             for run in self._each():
-                run.journal.snapshot(0, run.net.state_dict())
+                run.context.epochs_completed = start
+                run.journal.snapshot(start, run.net.state_dict())
                 with run.looking():
                     run.fire("on_run_begin")
             self.begun = True

@@ -1,0 +1,152 @@
+"""Branches: runs that begin with weights which another run has saved."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from plans import make_plan
+from plastiscope.analyze import analyze
+from plastiscope.error import ConfigError, PlastiscopeError, RunError
+from plastiscope.experiment import resume, run
+from plastiscope.run.snapshots import Snapshots
+from plastiscope.run.storage import read_json
+from run.interruption import Interruption
+
+SMALL = (
+    *("num_tasks=4", "epochs=2", "threads=1", "task_shift_mode=permuted_input", "data.samples_per_class=20"),
+    *("data.test_samples_per_class=5", "net.widths=[16]", "learner.momentum=0"),
+)
+LOOK = ("analysis=[representation]", "representation.samples=40")
+CBP = (
+    "learner=continual_backprop",
+    "learner.momentum=0",
+    "learner.maturity_threshold=2",
+    "learner.replacement_rate=0.1",
+)
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory):
+    """A finished run of four tasks."""
+    folder = tmp_path_factory.mktemp("runs") / "parent"
+    run(make_plan(*SMALL, *LOOK), folder)
+    return folder
+
+
+def test_a_branch_with_the_same_learner_is_the_run_itself(parent, tmp_path):
+    run(make_plan(*SMALL, *LOOK, f"init_from={parent}", "init_from_task=1"), tmp_path / "branch")
+    assert rows(tmp_path / "branch") == [row for row in rows(parent) if row["task_idx"] >= 2]
+    ours, theirs = Snapshots(tmp_path / "branch" / "snapshots"), Snapshots(parent / "snapshots")
+    assert ours.epochs() == [0, 4, 6, 8]
+    assert all(ours.path(e).read_bytes() == theirs.path(e).read_bytes() for e in ours.epochs())
+
+
+def test_run_json_and_the_hash_say_where_it_branched_off(parent, tmp_path):
+    run(make_plan(*SMALL, *CBP, "analysis=[]", f"init_from={parent}", "init_from_task=2"), tmp_path / "branch")
+    about = read_json(tmp_path / "branch" / "run.json")
+    said = about["branch_of"]
+    assert said["folder"] == str(parent.resolve())
+    assert (tmp_path / "branch" / said["relative"]).resolve() == parent.resolve()
+    assert (said["task"], said["epochs_completed"], said["first_task"]) == (2, 6, 3)
+    assert said["config_hash"] == read_json(parent / "run.json")["config_hash"]
+    assert [row["task_idx"] for row in rows(tmp_path / "branch")] == [3, 3, 3]
+    with pytest.raises(RunError, match="other settings: init_from_task"):
+        run(make_plan(*SMALL, *CBP, "analysis=[]", f"init_from={parent}", "init_from_task=1"), tmp_path / "branch")
+
+
+def test_a_branch_that_is_interrupted_needs_the_other_run_no_more(parent, tmp_path):
+    origin = shutil.copytree(parent, tmp_path / "origin")
+    overrides = (*SMALL, *LOOK, *CBP, "init_from_task=1", f"init_from={origin}")
+    run(make_plan(*overrides), tmp_path / "whole")
+    plan = make_plan(*overrides)
+    stopped = replace(plan, analyses=[*plan.analyses, Interruption(task=2)])
+    stopped.analyses[-1].name = "interruption"
+    with pytest.raises(SystemExit):
+        run(stopped, tmp_path / "stopped")
+    shutil.rmtree(origin)
+    run(stopped, tmp_path / "stopped")
+    assert rows(tmp_path / "stopped") == rows(tmp_path / "whole")
+    for epochs in (0, 4, 6, 8):
+        name = f"snapshots/epoch_{epochs:06d}.pt"
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    resume(tmp_path / "whole", ["num_tasks=5"])
+    assert rows(tmp_path / "whole")[-1]["task_idx"] == 4
+
+
+def test_the_newest_task_end_and_other_tasks_from_the_first_one_on(parent, tmp_path):
+    other = ("task_shift_mode=class_incremental", "seed=3", "num_tasks=2", "epochs=1", f"init_from={parent}")
+    run(make_plan(*SMALL, *LOOK, *other, "init_from_start=first"), tmp_path / "branch")
+    assert read_json(tmp_path / "branch" / "run.json")["branch_of"]["task"] == 3
+    begun, last = (Snapshots(folder / "snapshots") for folder in (tmp_path / "branch", parent))
+    assert begun.epochs() == [0, 1, 2]
+    assert all(torch.equal(tensor, last.load(8)[name]) for name, tensor in begun.load(0).items())
+    ends = [row for row in rows(tmp_path / "branch") if row["kind"] == "task_end"]
+    assert [row["task_idx"] for row in ends] == [0, 1]
+    assert ends[0]["representation/weights/total/dist_task"] == ends[0]["representation/weights/total/dist_init"]
+
+
+def test_a_branch_is_looked_at_from_where_it_began(parent, tmp_path):
+    run(make_plan(*SMALL, *LOOK, *CBP, f"init_from={parent}", "init_from_task=1"), tmp_path / "branch")
+    out = analyze(tmp_path / "branch", ["analysis=[representation]", "representation.samples=40", "figures=false"])
+    again = {row["task_idx"]: row for row in rows(out) if row["kind"] == "task_end"}
+    assert sorted(again) == [1, 2, 3]
+    for row in rows(tmp_path / "branch"):
+        if row["kind"] == "task_end":
+            key = "representation/current/layer_mean/effective_rank"
+            assert again[row["task_idx"]][key] == row[key]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("net.widths=[17]",), "another one than the config's: net.widths differ"),
+        (("net.activation=tanh",), "net.activation differ"),
+        (("epochs=3",), "were others: epochs differ.*init_from_start=first"),
+        (("seed=1", "task_shift_mode.compose=true"), "seed, task_shift_mode.compose differ"),
+        (("init_from_task=7",), "no weights of that task's end; there are: 0, 1, 2, 3"),
+        ((), "have learnt tasks 0 to 3 .* raise num_tasks"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(parent, tmp_path, changes, message):
+    with pytest.raises(PlastiscopeError, match=message):
+        run(make_plan(*SMALL, f"init_from={parent}", *changes), tmp_path / "branch")
+    assert not (tmp_path / "branch" / "run.json").exists()
+
+
+def test_weights_of_other_shapes_are_refused_by_their_first_difference(parent, tmp_path):
+    wide = ("init_from_start=first", "task_shift_mode=drifting_values")  # one output a class here too
+    plan = make_plan(*SMALL, f"init_from={parent}", *wide, "data.resize=4")
+    with pytest.raises(RunError, match=r"of another network than the config: its first difference is linear_1.weight"):
+        run(plan, tmp_path / "branch")
+
+
+def test_a_folder_without_weights_is_refused(parent, tmp_path):
+    with pytest.raises(RunError, match="there is no such folder"):
+        run(make_plan(*SMALL, f"init_from={tmp_path / 'none'}"), tmp_path / "branch")
+    with pytest.raises(ConfigError, match="is not a run folder"):
+        run(make_plan(*SMALL, f"init_from={tmp_path}"), tmp_path / "branch")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(parent / "config.yaml", bare)
+    with pytest.raises(RunError, match="holds no weights of a task's end"):
+        run(make_plan(*SMALL, f"init_from={bare}"), tmp_path / "branch")
+    (tmp_path / "group" / "seed_0003").mkdir(parents=True)
+    (tmp_path / "group" / "seed_0003" / "config.yaml").touch()
+    with pytest.raises(RunError, match="name one, such as seed_0003"):
+        run(make_plan(*SMALL, f"init_from={tmp_path / 'group'}"), tmp_path / "branch")
+
+
+def test_settings_that_contradict_each_other():
+    with pytest.raises(ConfigError, match="name its folder by init_from="):
+        make_plan("init_from_task=1")
+    with pytest.raises(ConfigError, match="replicas=2"):
+        make_plan("init_from=somewhere", "replicas=2")
+    with pytest.raises(ConfigError, match="init_from_task=-1"):
+        make_plan("init_from=somewhere", "init_from_task=-1")
