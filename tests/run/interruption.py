@@ -3,20 +3,27 @@
 import os
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 
 from plastiscope.event import Callback, Context
 
 
 @dataclass(kw_only=True)
 class Interruption(Callback):
-    """Send SIGUSR2 after batch `batch` of epoch 1 of task `task`, unless the mark in the run folder says it is done."""
+    """Send SIGUSR2 after batch `batch` of epoch 1 of task `task`, unless the mark in the run folder says it is done.
+
+    Just before, it empties the file `empties`, as somebody might who edits it meanwhile.
+    """
 
     task: int = 1
     batch: int = 2
+    empties: str | None = None
 
     def on_batch_end(self, context: Context) -> None:
         mark = context.run_folder / "interrupted"
         here = (context.task_idx, context.epoch, context.batch_index) == (self.task, 1, self.batch)
         if here and not mark.exists():
             mark.touch()
+            if self.empties is not None:
+                Path(self.empties).write_text("")
             os.kill(os.getpid(), signal.SIGUSR2)

@@ -5,8 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from omegaconf import OmegaConf
+from submitit.core.utils import FailedJobError, UncompletedJobError
+
 from plans import make_plan
 from plastiscope.experiment import run
+from plastiscope.launch import Turns, mishap
 from plastiscope.run.status import read_status
 
 SMALL = (
@@ -27,16 +32,82 @@ def jobs(folder: Path) -> list[Path]:
 
 
 def test_requeued_job_equals_one_that_was_never_stopped(tmp_path):
-    interruption = "+interruption._target_=interruption.Interruption"
-    done = sweep(tmp_path, "launcher=local", interruption)
+    """It has the config that it was submitted with, whatever has become of the YAML file."""
+    file = tmp_path / "mine" / "learner" / "careful.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("defaults:\n  - backprop\n  - _self_\nlr: 0.02\n")
+    interruption = ("+interruption._target_=interruption.Interruption", f"+interruption.empties={file}")
+    done = sweep(
+        tmp_path, f"hydra.searchpath=[file://{tmp_path}/mine]", "launcher=local", "learner=careful", *interruption
+    )
     assert done.returncode == 0, done.stderr
     (job,) = jobs(tmp_path)
     logs = "".join(path.read_text() for path in tmp_path.rglob("*_log.out"))
     assert (job / "interrupted").exists()
+    assert file.read_text() == ""
     assert "going on at task 1, epoch 1, batch 3" in logs
     assert read_status(job)["state"] == "done"
-    run(make_plan(*SMALL), tmp_path / "whole")
+    run(make_plan(*SMALL, "learner.lr=0.02"), tmp_path / "whole")
     assert (job / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
+def test_only_so_many_jobs_work_at_once(tmp_path):
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+    first, second, third = Turns(2), Turns(2), Turns(2)
+    first.on_job_start(config)
+    second.on_job_start(config)
+    places = sorted((tmp_path / ".submitit" / "turns").iterdir())
+    assert [place.name for place in places] == ["0", "1"]
+    assert not any(third.take(place) for place in places)
+    second.leave()
+    assert [third.take(place) for place in places] == [False, True]
+    first.leave()
+    third.leave()
+
+
+def test_one_turn_for_all_processes_of_a_job(tmp_path, monkeypatch):
+    """Else the jobs might wait for each other."""
+    monkeypatch.setenv("SUBMITIT_LOCAL_GLOBALID", "1")
+    Turns(1).on_job_start(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    assert list(tmp_path.iterdir()) == []
+
+
+MISHAPS = [
+    (RuntimeError('Could not detect "srun", are you indeed on a slurm cluster?'), "there is no SLURM here"),
+    (
+        FailedJobError("sbatch: error: invalid partition specified: nope\nsbatch: error: Batch job"),
+        "specified: nope; B",
+    ),
+    (
+        UncompletedJobError("Job 7_2 (task: 0) with path x\nhas not produced any output (state: FAILED)"),
+        "job 7_2 has e",
+    ),
+    (UncompletedJobError("Job not requeued because: timed-out too many times."), "hydra.launcher.max_num_timeout"),
+]
+
+
+@pytest.mark.parametrize(("error", "told"), MISHAPS, ids=[told for _, told in MISHAPS])
+def test_mishaps_are_told_in_one_line(error, told):
+    assert told in mishap(error)
+    assert "\n" not in mishap(error)
+
+
+def test_errors_of_another_kind_stay_as_they_are():
+    assert mishap(RuntimeError("broken")) == ""
+
+
+def test_slurm_that_is_not_there(tmp_path):
+    program = str(Path(sys.executable).with_name("plastiscope"))
+    environment = {**os.environ, "PATH": str(tmp_path)}
+    asked = subprocess.run(
+        [program, "launcher=slurm", *SMALL], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert asked.returncode == 2
+    assert asked.stderr == (
+        "plastiscope: launcher=slurm: there is no SLURM here; submit from a machine of the cluster, or take "
+        "launcher=local\n"
+    )
+    assert list(tmp_path.rglob("run.json")) == []
 
 
 def test_failing_job_leaves_its_traceback_and_the_others_alone(tmp_path):
