@@ -111,7 +111,7 @@ def test_a_branch_is_looked_at_from_where_it_began(parent, tmp_path):
         (("epochs=3",), "were others: epochs differ.*init_from_start=first"),
         (("seed=1", "task_shift_mode.compose=true"), "seed, task_shift_mode.compose differ"),
         (("init_from_task=7",), "no weights of that task's end; there are: 0, 1, 2, 3"),
-        ((), "have learnt tasks 0 to 3 .* raise num_tasks"),
+        ((), "have learnt tasks 0 to 3, .* raise num_tasks"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(parent, tmp_path, changes, message):
