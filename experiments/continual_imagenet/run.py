@@ -1,0 +1,123 @@
+"""Continual ImageNet in small: pairs of 24 classes, few epochs; what comes out for four learners.
+
+    python -m experiments.continual_imagenet.run --data FOLDER
+
+The published network and learners on the classes at hand, pairs drawn anew when all have come. Few epochs do not start
+from the published initialisation (with heads set to zero), so weights are Kaiming's, inputs have mean 0 and standard
+deviation 1, batches are smaller. Writes results.json and accuracy.png.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from experiments.direction import mean_and_error, rise
+from plastiscope.build import compose_plan
+from plastiscope.experiment import run
+from plastiscope.figure.style import new_figure, plain_frame, save
+from plastiscope.measure.over_seeds import over_seeds
+from plastiscope.run.log import read_rows
+from plastiscope.run.status import State, read_status
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Array = npt.NDArray[np.float64]
+
+HERE = Path(__file__).parent
+PROTOCOL = [
+    *("data.normalisation=published", "net.init=kaiming_uniform", "batch_size=30", "eval_every=100", "analysis=[]"),
+    *("use_wandb=false", "figures=false", "device=cpu", "threads=1"),
+]
+"""What all arms share beyond the published experiment."""
+ARMS = {
+    "backprop": ["experiment=continual_imagenet"],
+    "l2": ["experiment=continual_imagenet/l2"],
+    "shrink and perturb": ["experiment=continual_imagenet/shrink_and_perturb"],
+    "continual backprop": ["experiment=continual_imagenet/continual_backprop", "learner.init=network"],
+}
+"""The published arms; units are replaced by weights drawn as the network's were."""
+COLOURS = dict(zip(ARMS, ("#D55E00", "#009E73", "#CC79A7", "#0072B2"), strict=True))
+"""Of the palette of Okabe and Ito."""
+
+
+def accuracies(arm: str, given: argparse.Namespace) -> Array:
+    """Test accuracy at each task's end in percent, [seeds, tasks]; a run that is done is not run again."""
+    rows = []
+    for seed in range(given.seeds):
+        folder = given.runs / arm.replace(" ", "_") / f"seed_{seed}"
+        if read_status(folder).get("state") != State.done.value:
+            size = (f"num_tasks={given.tasks}", f"epochs={given.epochs}", f"seed={seed}")
+            data = (f"data.folder={given.data}", f"data.train_rows={given.train_rows}")
+            run(compose_plan(*PROTOCOL, *ARMS[arm], *size, *data), folder)
+        logged = read_rows(folder / "metrics.jsonl")
+        rows.append([row["task_test_accuracy"] for row in logged if row["kind"] == "task_end"])
+    return 100 * np.array(rows)
+
+
+def measure(found: dict[str, Array]) -> dict[str, dict[str, Any]]:
+    """Mean over the first and the last fifth of the tasks of each arm, and tests over seeds."""
+    results: dict[str, dict[str, Any]] = {}
+    ends = {}
+    for arm, values in found.items():
+        fifth = max(1, values.shape[1] // 5)
+        early, late = ends[arm] = values[:, :fifth].mean(1), values[:, -fifth:].mean(1)
+        results[arm] = {
+            "seeds": len(values),
+            "tasks": values.shape[1],
+            "tasks_of_a_bin": fifth,
+            "early": mean_and_error(early),
+            "late": mean_and_error(late),
+            "late_against_early": rise(early, late),
+            "mean_by_task": values.mean(0).round(2).tolist(),
+        }
+    for arm in results:
+        if arm != "backprop" and "backprop" in results:
+            results[arm]["late_against_backprop"] = rise(ends["backprop"][1], ends[arm][1])
+    return results
+
+
+def draw(found: dict[str, Array]) -> "Figure":
+    """Test accuracy by task, mean over seeds with a bootstrap band."""
+    figure = new_figure(6.8, 4.0)
+    axes = figure.subplots()
+    for arm, values in found.items():
+        tasks, curve = np.arange(1, values.shape[1] + 1), over_seeds(values)
+        axes.plot(tasks, curve.mean, color=COLOURS[arm], linewidth=1.4, label=f"{arm} ({len(values)} seeds)")
+        axes.fill_between(tasks, curve.low, curve.high, color=COLOURS[arm], alpha=0.2, linewidth=0)
+    axes.set(xlabel="task (a pair of classes)", ylabel="test accuracy at its end (%)")
+    axes.legend(frameon=False, fontsize=8)
+    plain_frame(axes)
+    return figure
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Train what is missing, measure what is done, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds classes/0.npy, 1.npy, ...")
+    parser.add_argument("--train-rows", type=int, default=450, help="images of a class to train on; 100 are the test")
+    parser.add_argument("--runs", type=Path, default=Path("outputs/continual_imagenet"), help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=HERE, help="where results.json and accuracy.png go")
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0; two or more")
+    parser.add_argument("--tasks", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS), metavar="ARM", help="only these")
+    given = parser.parse_args(words)
+    found = {arm: accuracies(arm, given) for arm in given.arms}
+    results = measure(found)
+    (given.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    save(draw(found), given.out / "accuracy.png")
+    print(f"{'arm':20} {'first fifth':>13} {'last fifth':>13}   of the tasks, % (s.e.)")
+    for arm, row in results.items():
+        print(
+            f"{arm:20} " + " ".join(f"{row[end]['mean']:6.2f} ({row[end]['error']:.2f})" for end in ("early", "late"))
+        )
+
+
+if __name__ == "__main__":
+    main()

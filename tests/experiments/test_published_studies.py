@@ -1,0 +1,96 @@
+"""The studies of published experiments: each program in miniature, its statistics by hand, and what it has written."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.continual_imagenet import run as continual_imagenet
+from experiments.direction import mean_and_error, rise
+from experiments.incremental_cifar import run as incremental_cifar
+from experiments.permuted_mnist import run as permuted_mnist
+from experiments.slowly_changing_regression import run as slowly_changing_regression
+from plastiscope.run.log import read_rows
+
+
+def results_of(program, tmp_path, *words):
+    """What a program writes of runs in tmp_path/runs; the arms are one backprop and one other."""
+    program.main([*words, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path), "--seeds", "2"])
+    (figure,) = tmp_path.glob("*.png")
+    assert figure.stat().st_size > 10_000
+    return json.loads((tmp_path / "results.json").read_text())
+
+
+def logged(folder, kind, key):
+    return [row[key] for row in read_rows(folder / "metrics.jsonl") if row["kind"] == kind]
+
+
+def test_means_and_tests_of_a_direction():
+    """Differences 1, 2, 3: t = 2 sqrt(3) with two degrees of freedom, sf(t) = 1/2 - t / (2 sqrt(2 + t^2))."""
+    before, after = np.array([5.0, 1.0, 2.0]), np.array([6.0, 3.0, 5.0])
+    found = rise(before, after)
+    assert found["n"] == found["larger"] == 3
+    assert found["difference"] == pytest.approx({"mean": 2.0, "error": 1 / np.sqrt(3)})
+    assert found["wilcoxon"] == pytest.approx({"p": 1 / 8, "p_fall": 1.0})
+    t = 2 * np.sqrt(3)
+    p = 0.5 - t / (2 * np.sqrt(2 + t**2))
+    assert found["paired_t"] == pytest.approx({"p": p, "p_fall": 1 - p})
+    assert rise(after, before)["paired_t"]["p_fall"] == pytest.approx(p)
+    assert rise(after, after)["wilcoxon"] == rise(after, after)["paired_t"] == {"p": 1.0, "p_fall": 1.0}
+
+
+def test_slowly_changing_regression(tmp_path):
+    """A bin of half a task: the mean of both is the loss of the task, as logged."""
+    found = results_of(
+        slowly_changing_regression, tmp_path, "--tasks", "1", "--bin-size", "5000",
+        "--arms", "relu 0.01", "continual backprop 0.0001",
+    )  # fmt: skip
+    assert list(found) == ["relu 0.01", "continual backprop 0.0001"]
+    for arm, row in found.items():
+        folders = [tmp_path / "runs" / arm.replace(" ", "_") / f"seed_000{seed}" for seed in range(2)]
+        losses = [logged(folder, "epoch", "epoch_loss")[0] for folder in folders]
+        assert np.mean(row["mean_by_bin"]) == pytest.approx(np.mean(losses), abs=1e-4)  # four digits are written
+        assert row["last"]["mean"] == pytest.approx(row["mean_by_bin"][1], abs=1e-4)
+        assert (row["bins"], row["rise"]["n"]) == (2, 2)
+    assert found["relu 0.01"]["published"] == [0.62, 1.25]
+
+
+def test_permuted_mnist(real_data, tmp_path):
+    found = results_of(
+        permuted_mnist, tmp_path, "--data", str(real_data), "--tasks", "2", "--examples", "500",
+        "--arms", "backprop 0.01", "continual backprop 0.01",
+    )  # fmt: skip
+    for arm, row in found.items():
+        folders = [tmp_path / "runs" / arm.replace(" ", "_") / f"seed_000{seed}" for seed in range(2)]
+        hits = 100 * np.array([logged(folder, "epoch", "epoch_accuracy") for folder in folders])
+        assert row["mean_by_task"] == pytest.approx(hits.mean(0).tolist(), abs=1e-3)
+        assert row["first"] == pytest.approx(mean_and_error(hits[:, 0])) and row["tasks"] == 2
+    assert found["continual backprop 0.01"]["last_against_backprop"]["n"] == 2
+
+
+def test_continual_imagenet(real_data, tmp_path):
+    """Early and late are the first and the last of two tasks."""
+    found = results_of(
+        continual_imagenet, tmp_path, "--data", str(real_data / "imagenet32-mini"), "--train-rows", "60",
+        "--tasks", "2", "--epochs", "2", "--arms", "backprop", "continual backprop",
+    )  # fmt: skip
+    for arm, row in found.items():
+        folders = [tmp_path / "runs" / arm.replace(" ", "_") / f"seed_{seed}" for seed in range(2)]
+        right = 100 * np.array([logged(folder, "task_end", "task_test_accuracy") for folder in folders])
+        assert right.shape == (2, 2) and row["mean_by_task"] == right.mean(0).round(2).tolist()
+        assert row["early"] == pytest.approx(mean_and_error(right[:, 0]))
+        assert row["late"] == pytest.approx(mean_and_error(right[:, 1]))
+    assert "late_against_backprop" in found["continual backprop"]
+
+
+def test_incremental_cifar(real_data, tmp_path):
+    """A fresh network is what the first task begins with, so nothing differs there."""
+    found = results_of(
+        incremental_cifar, tmp_path, "--data", str(real_data / "cifar-100-python-mini"), "--tasks", "1", "--epochs",
+        "1", "--arms", "base", "retrained",
+    )  # fmt: skip
+    assert found["base"]["first"] == found["retrained"]["first"] == found["base"]["last"]
+    assert found["base"]["against_retrained_by_task"] == [0.0]
+    folders = [tmp_path / "runs" / "base" / f"seed_{seed}" for seed in range(2)]
+    right = 100 * np.array([logged(folder, "task_end", "task_test_accuracy")[0] for folder in folders])
+    assert found["base"]["first"] == pytest.approx(mean_and_error(right))
