@@ -181,8 +181,8 @@ def _marks(found: Sequence[SeedCurve], values: Sequence[PublishedValue]) -> list
     last = max((curve.x.max(initial=0) for curve in found), default=0)
     marks = [Mark(None, value.y, label=value.label) for value in values if value.x is None]
     for i, curve in enumerate(found):
-        mine = [value for value in values if value.x is not None and value.is_of(curve.group.settings)]
-        marks += [Mark(value.x, value.y, i, value.is_bound) for value in mine if value.x <= 1.02 * last]
+        mine = [value for value in values if value.is_of(curve.group.settings)]
+        marks += [Mark(value.x, value.y, i, value.is_bound) for value in mine if (value.x or 0) <= 1.02 * last]
     return marks
 
 
