@@ -153,7 +153,7 @@ def jobs(command: Command) -> list[list[str]]:
     """Overrides of the first and the last job of a command."""
     given = get_args_parser().parse_args(list(command.arguments))
     overrides = [o for o in given.overrides if not o.startswith(("launcher=", "hydra/launcher="))]
-    if not given.multirun:
+    if not given.multirun and len(overrides) == len(given.overrides):  # a launcher means a sweep
         return [overrides]
     (batch,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), max_batch_size=None)
     return [batch[0], batch[-1]]

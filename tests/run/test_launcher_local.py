@@ -1,11 +1,13 @@
 """Sweeps as processes: submitit's own signal handling, requeue in place, and jobs that fail beside jobs that do not."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from submitit.core.utils import FailedJobError, UncompletedJobError
 
@@ -70,6 +72,19 @@ def test_one_turn_for_all_processes_of_a_job(tmp_path, monkeypatch):
     monkeypatch.setenv("SUBMITIT_LOCAL_GLOBALID", "1")
     Turns(1).on_job_start(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_site_file_of_the_documentation_inherits(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
+    (text,) = re.findall(r"^`my_configs/launcher/my_cluster.yaml`:\n\n```yaml\n(.*?)^```", page, re.S | re.M)
+    (tmp_path / "launcher").mkdir()
+    (tmp_path / "launcher" / "my_cluster.yaml").write_text(text)
+    overrides = [f"hydra.searchpath=[file://{tmp_path}]", "launcher=my_cluster"]
+    with initialize_config_module("plastiscope.configs", version_base="1.3"):
+        launcher = compose("config", overrides, return_hydra_config=True).hydra.launcher
+    assert launcher._target_.endswith("SlurmLauncher")
+    assert (launcher.partition, launcher.timeout_min, launcher.max_num_timeout) == ("gpu", 720, 20)
+    assert launcher.additional_parameters == {"requeue": True, "mail-type": "FAIL"}
 
 
 MISHAPS = [
