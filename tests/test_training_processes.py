@@ -120,9 +120,11 @@ def test_a_process_that_dies_while_the_first_trains_is_named_and_the_run_saved(t
             threading.Thread(target=die_in_the_third_epoch, args=(tmp_path / "run",), daemon=True).start()
         else:
             plan.analyses.append(Slow())
+        signal.signal(signal.SIGUSR2, lambda *_: (tmp_path / "requeued").touch())  # as a launcher has it
         run(plan, tmp_path / "run")
 
     codes = as_torchrun_would(3, dying)
+    assert not (tmp_path / "requeued").exists()
     assert codes[1] == -signal.SIGKILL
     assert codes[0] == codes[2] == 2
     said = capfd.readouterr().out

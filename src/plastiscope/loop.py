@@ -107,6 +107,8 @@ class Loop(ABC):
                     events.take_back()
                 self._checkpoint()
                 self.keeper.preempted()
+                if any(events.context.processes.missing for events in self.watched()):
+                    raise  # the signal is our own: a launcher would requeue a job that loses a process each time
                 self.keeper.stop.pass_on()
 
     @abstractmethod
