@@ -10,8 +10,9 @@ PACKAGE = Path(__file__).parents[1] / "src" / "plastiscope"
 LAYERS = [
     {"app", "samples", "launch"},
     {"table", "collect"},
-    {"experiment", "analyze", "build", "load", "identity", "settings", "source", "branch", "replicas", "desk", "__init__"},
-    {"trainer", "replay", "loop", "follow", "analysis"},
+    {"experiment", "analyze", "build", "load", "identity", "settings", "source", "replicas", "desk", "__init__"}
+    | {"branch", "rehearsal"},
+    {"trainer", "trained_run", "listening", "replay", "loop", "follow", "analysis"},
     {"learner"},
     {"task_shift_mode", "data", "net", "event", "formats", "landscape"},
     {"measure", "run", "figure", "selection"},

@@ -23,35 +23,33 @@ state: a run that goes on from a checkpoint equals one that was never stopped, b
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from plastiscope.data.samples import Batch, Samples, side_by_side
 from plastiscope.error import RunError
-from plastiscope.event import Context, EpochRecord, Numbers, listeners
-from plastiscope.follow import tell_followers
+from plastiscope.event import Context, EpochRecord
 from plastiscope.learner.learner import Learner
 from plastiscope.learner.training_forward import Precision, products_in
+from plastiscope.listening import Listening
 from plastiscope.loop import Events, Loop, is_evaluated, named
 from plastiscope.measure.evaluation import Scores
 from plastiscope.measure.keyed import named_seed
 from plastiscope.measure.loss import Loss, correct
 from plastiscope.run.generators import generator_states, load_generator_states
 from plastiscope.run.signals import Preempted
-from plastiscope.selection import BestWeights
 from plastiscope.task_shift_mode.task import Task, check_alike
+from plastiscope.trained_run import TrainedRun
 
 TASK_LAST = ("epoch_loss", "epoch_accuracy")
 GATHERED = 1 << 20
 """Input values that are gathered at a time, about; 4 MiB stay in the cache."""
 MOST_STEPS = 256
 """Steps that are gathered at a time, at most."""
-Listener = Callable[[Context], Any]
 
 
 @dataclass
@@ -66,55 +64,6 @@ class Position:
     batch: int = 0
     begun: bool = False
     served: int = 0
-
-
-@dataclass(kw_only=True)
-class TrainedRun(Events):
-    """One run of the loop.
-
-    Attributes:
-        index: in the stack; 0 of a run alone.
-        best: weights of the task, by the run's selection.
-        last_row: the newest epoch's numbers.
-        task_begin_row: numbers measured as the task began, for the task's row; None before that.
-        failure: why it cannot go on beside the others; empty while it does.
-    """
-
-    index: int = 0
-    best: BestWeights
-    last_row: Numbers = field(default_factory=dict)
-    task_begin_row: Numbers | None = None
-    failure: str = ""
-
-    @property
-    def net(self) -> nn.Module:
-        """Its network."""
-        return self.context.net
-
-    def fire(self, event: str) -> Numbers:
-        """Fire an event; other processes take their share of what is shared out in it."""
-        if self.context.processes.world > 1:
-            tell_followers(self, event)
-        return super().fire(event)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Its own state, beside that of the loop."""
-        return {
-            "best": self.best.state_dict(),
-            "last_row": self.last_row,
-            "task_begin_row": self.task_begin_row,
-            "callbacks": self.callback_states(),
-            "failure": self.failure,
-        }
-
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Take back what `state_dict` gave."""
-        self.best.load_state_dict(state["best"], device)
-        self.last_row, self.task_begin_row = state["last_row"], state["task_begin_row"]
-        self.load_callbacks(state["callbacks"])
-        self.failure = state["failure"]
-        if self.failure:
-            self.journal.fail(self.failure)
 
 
 @dataclass(kw_only=True)
@@ -139,7 +88,10 @@ class Trainer(Loop):
     position: Position = field(default_factory=Position)
     record: EpochRecord | None = None
     begun: bool = False
-    _on_batch_end: list[Callable[[Batch, Tensor, Tensor], None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Connect the callbacks to the steps."""
+        self._listening = Listening(self.learner, self.runs)
 
     def watched(self) -> Sequence[Events]:
         """The runs."""
@@ -268,65 +220,22 @@ class Trainer(Loop):
     def _steps(self, block: Batch) -> tuple[Tensor, Tensor]:
         """Make the steps of a block, or as many as come before a signal; losses and outputs [steps, ...]."""
         at, learner, stop = self.position, self.learner, self.keeper.stop
-        is_heard = self._listen(is_last=at.batch + len(block.targets) == self.context.num_batches)
+        is_heard = self._listening.connect(is_last=at.batch + len(block.targets) == self.context.num_batches)
         if learner.works_in_blocks and not is_heard:
             made = learner.step_block(block)
             at.batch += len(block.targets)
             return made
         losses, outputs = [], []
         for batch in block.steps():
-            for run in self.runs if is_heard else ():
-                run.context.batch_index = at.batch
+            self._listening.begin_step(at.batch)
             loss, output = learner.step(batch)
             losses.append(loss)
             outputs.append(output)
             at.batch += 1
-            for tell in self._on_batch_end:
-                tell(batch, loss, output)
+            self._listening.end_step(batch, loss, output)
             if stop.received is not None:
                 break
         return torch.stack(losses), torch.stack(outputs)
-
-    def _listen(self, is_last: bool) -> bool:
-        """Connect the callbacks to the events inside such steps, if any hears them; nobody costs nothing."""
-        heard = {
-            event: [(run, found) for run in self.runs if (found := listeners(run.callbacks, event, is_last))]
-            for event in ("on_backward", "on_update", "on_batch_end")
-        }
-        self.learner.on_backward = self._call_all(heard["on_backward"])
-        self.learner.on_update = self._call_all(heard["on_update"])
-        self._on_batch_end = [partial(self._tell, run, found) for run, found in heard["on_batch_end"]]
-        return any(heard.values())
-
-    def _call_all(self, heard: list[tuple[TrainedRun, list[Listener]]]) -> Callable[[], None] | None:
-        def call() -> None:
-            for run, callbacks in heard:
-                if not run.failure:
-                    self._show_gradients(run)
-                    for callback in callbacks:
-                        callback(run.context)
-
-        return call if heard else None
-
-    def _show_gradients(self, run: TrainedRun) -> None:
-        """Let the network of one of several runs have its gradients."""
-        if self.learner.lead:
-            stacked = dict(self.learner.net.named_parameters())
-            for name, parameter in run.net.named_parameters():
-                gradient = stacked[name].grad
-                parameter.grad = None if gradient is None else gradient[run.index]
-
-    def _tell(self, run: TrainedRun, callbacks: list[Listener], batch: Batch, losses: Tensor, outputs: Tensor) -> None:
-        """on_batch_end of one run."""
-        if run.failure:
-            return
-        context = run.context
-        context.batch, context.losses, context.logits = batch, losses, outputs
-        if self.learner.lead:
-            context.batch = batch.each(lambda tensor: tensor[run.index])
-            context.losses, context.logits = losses[run.index], outputs[run.index]
-        for callback in callbacks:
-            callback(context)
 
     def _end_epoch(self, tasks: Sequence[Task]) -> None:
         """Accuracies, the epoch's row, selection, checkpoint."""
