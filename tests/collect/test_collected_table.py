@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from collect.small_runs import epochs, learner, write_run
 from plans import make_plan
 from plastiscope import app, load_run
+from plastiscope.collect.export_tree import export
 from plastiscope.collect.settings import NOT_OF_TRAINING, read_settings
 from plastiscope.collect.table import collect, report, write
 from plastiscope.error import ConfigError, DataError, RunError
@@ -222,3 +223,18 @@ def test_configs_are_read_as_omegaconf_reads_them(outputs):
 
 def test_what_may_change_on_a_resume_is_no_difference():
     assert {key.split(".")[0] for key in RESUMABLE} <= set(NOT_OF_TRAINING)
+
+
+def test_real_runs_as_published_results(outputs, tmp_path):
+    """The order of the classes is drawn again; single arms have the names of their learners."""
+    found = collect([outputs / "alone", outputs / "deeper"])
+    made = export(found.runs, tmp_path / "results")
+    assert {path.name for path in made.folders} == {"base_deep_learning_system", "l2"}
+    stored = np.load(tmp_path / "results/l2/class_order/index-0.npy")
+    assert sorted(stored) == [*range(10)]
+    assert tuple(stored[:4]) == load_run(outputs / "deeper/still/run").task(1).classes
+    rows = load_run(outputs / "deeper/still/run").metrics
+    dormant = np.load(tmp_path / "results/l2/next_task_dormant_units_analysis/index-0.npy")
+    assert dormant[1] == np.float32(rows["representation/next/total/dormant_rate"].dropna().iloc[0])
+    rank = np.load(tmp_path / "results/l2/next_task_stable_rank_analysis/index-0.npy")
+    assert rank[1] == rows["representation/next/linear_2/srank_99_l1"].dropna().iloc[0]

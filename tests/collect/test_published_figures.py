@@ -17,13 +17,14 @@ from plastiscope.measure.over_seeds import over_seeds
 SHIFT = "plastiscope.task_shift_mode.class_incremental.ClassIncremental"
 CLASSES = (SHIFT, {"classes_per_task": 5, "initial_classes": None})
 REGRESSION = ("plastiscope.task_shift_mode.bit_flipping.BitFlippingShift", {"flip": "all"})
+CIFAR = ("plastiscope.data.cifar100.Cifar100", {})
 NEXT = "representation/next"
 
 
-def incremental(folder, name, seed, accuracy, **settings):
+def incremental(folder, name, seed, accuracy):
     rows = epochs(2, test_accuracy=accuracy)
     return write_run(
-        folder / f"{name}_{seed}", rows, seed=seed, learner=learner(name, **settings), task_shift_mode=CLASSES
+        folder / f"{name}_{seed}", rows, seed=seed, data=CIFAR, learner=learner(name), task_shift_mode=CLASSES
     )
 
 
@@ -105,8 +106,8 @@ def regression(tmp_path):
             learner=learner("backprop", optimizer="sgd", lr=0.01), task_shift_mode=REGRESSION,
             net=("plastiscope.net.mlp.Mlp", {"widths": [5], "activation": "relu"}),
         )  # fmt: skip
-        write_bins(folder, 1, [40_000, 60_000], loss=[0.7 + seed, 0.8 + seed], accuracy=[0.5, 0.25])
-        write_bins(folder, 0, [20_000], loss=[0.6 + seed], accuracy=[1.0])
+        write_bins(folder, 1, [40_000, 60_000], loss=[0.7 + seed, 0.8 + seed])
+        write_bins(folder, 0, [20_000], loss=[0.6 + seed])
     return collect([tmp_path]).runs
 
 
@@ -114,8 +115,18 @@ def test_online_bins_over_presentations(regression):
     (curve,), _ = published_curves(regression, FIGURES["binned_error"])
     assert curve.x.tolist() == [20_000, 40_000, 60_000]
     assert values(curve) == [[0.6, 0.7, 0.8], [8.6, 8.7, 8.8]]
-    (curve,), _ = published_curves(regression, FIGURES["online_accuracy"])
-    assert values(curve) == [[100.0, 50.0, 25.0]] * 2
+    with pytest.raises(DataError, match=r"needs: analysis=\[online\], and classes"):
+        published_curves(regression, FIGURES["online_accuracy"])
+
+
+def test_online_accuracy_in_per_cent(tmp_path):
+    folder = write_run(tmp_path / "run", ends(1, {"x": [1.0]}))
+    write_bins(folder, 0, [10, 20], loss=[0.7, 0.8], accuracy=[0.5, 0.25])
+    runs = collect([tmp_path]).runs
+    (curve,), _ = published_curves(runs, FIGURES["online_accuracy"])
+    assert curve.x.tolist() == [10, 20] and values(curve) == [[50.0, 25.0]]
+    with pytest.raises(DataError, match=r"needs: analysis=\[online\], and no classes"):
+        published_curves(runs, FIGURES["binned_error"])
 
 
 def test_published_values_within_the_range_of_the_runs(regression):

@@ -122,17 +122,19 @@ def online_accuracy(run: CollectedRun) -> Points:
 
 
 def binned_error(run: CollectedRun) -> Points:
-    """Loss of each presentation before its update, in bins of analysis=online."""
+    """Squared error of each presentation before its update, in bins of analysis=online; none where classes are."""
     bins = read_bins(run.folder) if run.state != "published" else {}
-    return (bins["presentations"].astype(float), bins["loss"]) if "loss" in bins else NOTHING
+    is_error = "loss" in bins and "accuracy" not in bins
+    return (bins["presentations"].astype(float), bins["loss"]) if is_error else NOTHING
 
 
 _TESTS = "test_accuracy in its log"
 _NEXT = "analysis=[representation] with subset next"
-_BINS = "analysis=[online]"
+_BINS = "analysis=[online], and classes"
+_ERRORS = "analysis=[online], and no classes"
 FIGURES: Mapping[str, PublishedFigure] = {
     "relative_accuracy": PublishedFigure(
-        best_of_tasks, "classes seen", "test accuracy above the retrained network (points)",
+        best_of_tasks, "classes seen", "test accuracy above retrained (points)",
         f"{_TESTS}, and runs with learner=retrained", published_values.RELATIVE_ACCURACY, is_relative=True,
     ),
     "best_test_accuracy": PublishedFigure(
@@ -157,7 +159,8 @@ FIGURES: Mapping[str, PublishedFigure] = {
         published_values.ONLINE_ACCURACY, "online",
     ),
     "binned_error": PublishedFigure(
-        binned_error, "steps", "squared error, mean of a bin", _BINS, published_values.BINNED_ERROR, "online",
+        binned_error, "examples presented", "squared error, mean of a bin", _ERRORS, published_values.BINNED_ERROR,
+        "online",
     ),
 }  # fmt: skip
 """By name, as `figure=` has it."""

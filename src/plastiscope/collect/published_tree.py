@@ -88,11 +88,8 @@ def read_tree(folder: Path, epochs_per_task: int | None = None, keys: Sequence[s
     runs = []
     for index in indices:
         arrays = _arrays(folder, index)
-        settings: dict[str, Any] = {
-            "learner": LEARNERS.get(folder.name, folder.name),
-            "name": folder.name,
-            "seed": index,
-        }
+        learner = LEARNERS.get(folder.name, folder.name)
+        settings: dict[str, Any] = {"name": folder.name, "seed": index, "data": "cifar100", "learner": learner}
         label = f"{folder}/index-{index}"
         if not arrays:
             missing = f"{folder}/experiment_indices.npy names it, and there is no index-{index}.npy"

@@ -17,9 +17,13 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Of Okabe and Ito, which colour-blind readers can tell apart; the yellow is left out, white paper swallows it."""
 LINES = ("-", "--", ":", "-.")
 """Where there are more groups than colours."""
+MARKERS = "os^DvPX"
+"""Of the colours, for readers who tell none of them apart, and where curves lie on each other."""
+WIDEST, THINNEST = 2.6, 1.4
+"""Lines: the first curve is the widest, so that it is seen under another one."""
 MOST_GROUPS = len(COLOURS) * len(LINES)
-MOST_MARKED = 40
-"""Points of a curve up to which each is marked."""
+MOST_MARKED = 20
+"""Points of a curve that are marked."""
 MOST_IN_ROW = 60
 """Letters of a row of the legend."""
 LARGE = 20_000
@@ -93,7 +97,8 @@ def seed_curves(curves: Sequence[Curve], labels: CurveLabels, marks: Sequence[Ma
     figure = new_figure(6.4, 3.6 + 0.2 * rows)
     axes = figure.add_subplot()
     for i, (curve, name) in enumerate(zip(curves, names, strict=True)):
-        _draw(axes, curve, name, i, labels.interval)
+        width = min(WIDEST, THINNEST + 0.5 * (len(curves) - 1 - i))
+        _draw(axes, curve, name, i, width, labels.interval)
     for mark in marks:
         _mark(axes, mark)
     if any(mark.x is not None for mark in marks):
@@ -124,11 +129,12 @@ def _named(curve: Curve) -> str:
     return f"{curve.label} ({n})" if curve.label else n
 
 
-def _draw(axes: "Axes", curve: Curve, name: str, i: int, interval: str) -> None:
+def _draw(axes: "Axes", curve: Curve, name: str, i: int, width: float, interval: str) -> None:
     colour, line = style_of(i)
     band = curve.band
-    marker = "o" if len(curve.x) <= MOST_MARKED else None
-    axes.plot(curve.x, band.mean, color=colour, linestyle=line, linewidth=1.5, marker=marker, markersize=3, label=name)
+    style = {"color": colour, "linestyle": line, "linewidth": width, "marker": MARKERS[i % len(MARKERS)]}
+    every = max(1, -(-len(curve.x) // MOST_MARKED))
+    axes.plot(curve.x, band.mean, **style, markersize=2.5 + width, markevery=(i % every, every), label=name)
     low, high = {"stderr": (band.mean - band.error, band.mean + band.error)}.get(interval, (band.low, band.high))
     if interval == "none" or not np.isfinite(low).any():
         return
