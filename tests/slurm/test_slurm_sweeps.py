@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,11 @@ from plastiscope.run.status import read_status
 pytestmark = pytest.mark.slurm
 
 SMALL = (
-    *("num_tasks=3", "epochs=2", "threads=1", "selection=last", "analysis=[]"),
+    *("data=bit_flipping", "task_shift_mode=bit_flipping", "task_shift_mode.examples_per_task=160", "batch_size=16"),
+    *("num_tasks=7", "epochs=1", "threads=1", "selection=last", "analysis=[]"),
     *("use_wandb=false", "figures=false", "device=cpu"),
 )
+GATE = "+gate._target_=gate.Gate"
 SEEDS = (0, 1, 2, 3)
 SITE = """# @package _global_
 defaults:
@@ -34,6 +36,7 @@ hydra:
     cpus_per_task: 1
     mem_gb: 1
 """
+CAREFUL = "defaults:\n  - backprop\n  - _self_\nlr: 0.02\n"
 
 
 @dataclass
@@ -53,6 +56,11 @@ class Submitted:
         code = self.process.wait(120)
         return code, (self.folder / "said.txt").read_text()
 
+    def job(self) -> str:
+        """SLURM's name of the job of a sweep of one."""
+        (pickled,) = self.folder.rglob("*_submitted.pkl")
+        return pickled.name.removesuffix("_submitted.pkl")
+
     def runs(self) -> dict[int, Path]:
         """Run folders by seed."""
         folders = {path.parent for path in self.folder.rglob("run.json")}
@@ -63,11 +71,12 @@ class Submitted:
 @contextmanager
 def submit(cluster: Cluster, folder: Path, *overrides: str) -> Iterator[Submitted]:
     """Submit a sweep by way of a site file; who submits is ended at the end."""
-    site = folder / "site" / "launcher" / "here.yaml"
-    site.parent.mkdir(parents=True, exist_ok=True)
-    site.write_text(SITE)
+    for name, text in {"launcher/here": SITE, "learner/careful": CAREFUL}.items():
+        path = folder / "site" / f"{name}.yaml"
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
     program = str(Path(sys.executable).with_name("plastiscope"))
-    command = [program, "-m", "--config-dir", "site", "launcher=here", *SMALL, *overrides]
+    command = [program, "--config-dir", "site", "launcher=here", "learner=careful", *SMALL, *overrides]
     with open(folder / "said.txt", "w") as said:
         process = subprocess.Popen(command, cwd=folder, env=cluster.environment, stdout=said, stderr=said)
     try:
@@ -81,6 +90,13 @@ def results(folder: Path) -> dict[str, bytes]:
     """What must be equal in equal runs: the numbers, and all weights that were kept."""
     paths = [folder / "metrics.jsonl", *sorted((folder / "snapshots").iterdir())]
     return {path.name: path.read_bytes() for path in paths}
+
+
+def assert_as_if_nothing_was(folder: Path, scratch: Path, seed: int) -> None:
+    run(make_plan(*SMALL, "learner.lr=0.02", f"seed={seed}"), scratch / str(seed))
+    ours, theirs = results(folder), results(scratch / str(seed))
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name]] == []
 
 
 def wait_for_gates(cluster: Cluster, sweep: Submitted, epoch: int) -> set[str]:
@@ -99,9 +115,10 @@ def kill_those_that_run(sweep: Submitted) -> int:
 @pytest.fixture(scope="module")
 def hit(cluster, tmp_path_factory):
     """A sweep of four jobs, in which each was hit six times; with what it said, and how often what was done."""
-    gates = ("+gate._target_=gate.Gate", "+gate.hits=6")
-    with submit(cluster, tmp_path_factory.mktemp("hit"), "seed=0,1,2,3", *gates) as sweep:
+    with submit(cluster, tmp_path_factory.mktemp("hit"), "seed=0,1,2,3", GATE, "+gate.hits=6") as sweep:
         preempted = killed = 0
+        wait_for_gates(cluster, sweep, 0)
+        (sweep.folder / "site" / "learner" / "careful.yaml").write_text("")  # what is submitted is not touched by that
         for epoch in range(5):
             jobs = wait_for_gates(cluster, sweep, epoch)
             cluster.preempt(2)
@@ -114,6 +131,60 @@ def hit(cluster, tmp_path_factory):
         yield sweep, sweep.end(), (preempted, killed)
 
 
+@pytest.fixture(scope="module")
+def others(cluster, tmp_path_factory):
+    """Sweeps that want nothing of each other, at the same time; their exit codes and what they said, by name."""
+    asked = {
+        "limited": ("seed=4", GATE, "hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=115"),
+        "two_tasks": ("seed=5", GATE, "hydra.launcher.tasks_per_node=2"),
+        "failing": ("learner.lr=1e30,0.02", "num_tasks=1", "learner.momentum=0"),
+        "nowhere": ("hydra.launcher.partition=nope",),
+    }
+    with ExitStack() as all_of_them:
+        sweeps = {}
+        for name, overrides in asked.items():
+            sweeps[name] = all_of_them.enter_context(submit(cluster, tmp_path_factory.mktemp(name), *overrides))
+        limited, two_tasks = (sweeps[name] for name in ("limited", "two_tasks"))
+        cluster.wait_until(lambda: any(two_tasks.folder.rglob("gate_0")))
+        cluster.said("scancel", "--signal=USR2", two_tasks.job())
+        cluster.begin_again({two_tasks.job()})
+        cluster.wait_until(lambda: cluster.states().get(limited.job()) == "PENDING")
+        cluster.begin_again({limited.job()})
+        yield {name: (sweep, *sweep.end()) for name, sweep in sweeps.items()}
+
+
+@pytest.mark.parametrize(("name", "seed", "why"), [("limited", 4, "timed-out"), ("two_tasks", 5, "preempted")])
+def test_time_limit_and_two_tasks(others, tmp_path, name, seed, why):
+    """A job that runs into its time limit, and one of two tasks that is told to go: both save themselves, and go on."""
+    sweep, code, said = others[name]
+    assert code == 0, said
+    (folder,) = sweep.runs().values()
+    assert read_status(folder)["state"] == "done"
+    logs = "".join(path.read_text() for path in sweep.folder.rglob("*_log.out"))
+    assert f"this job is {why}" in logs
+    assert "going on at task 0, epoch 0, batch 3" in logs
+    assert_as_if_nothing_was(folder, tmp_path, seed)
+
+
+def test_failing_job_leaves_its_traceback_in_its_folder(others):
+    sweep, code, said = others["failing"]
+    assert code == 2
+    assert "became NaN or infinite" in said
+    assert "Traceback" not in said
+    folders = {path.parent for path in sweep.folder.rglob("status.json")}
+    states = {read_status(folder)["state"]: folder for folder in folders}
+    assert states.keys() == {"failed", "done"}
+    assert "RunError" in (states["failed"] / "traceback.txt").read_text()
+
+
+def test_partition_that_is_not_there(others):
+    sweep, code, said = others["nowhere"]
+    assert code == 2
+    assert "plastiscope: SLURM did not take the sweep (invalid partition specified: nope" in said
+    assert "Traceback" not in said
+    assert sweep.runs() == {}
+
+
 def test_ten_preemptions_ten_kills_and_a_lost_node_change_nothing(hit, tmp_path):
     sweep, (code, said), counts = hit
     assert code == 0, said
@@ -121,7 +192,4 @@ def test_ten_preemptions_ten_kills_and_a_lost_node_change_nothing(hit, tmp_path)
     assert sorted(sweep.runs()) == list(SEEDS)
     for seed, folder in sweep.runs().items():
         assert read_status(folder)["state"] == "done"
-        run(make_plan(*SMALL, f"seed={seed}"), tmp_path / str(seed))
-        ours, theirs = results(folder), results(tmp_path / str(seed))
-        assert ours.keys() == theirs.keys()
-        assert [name for name in ours if ours[name] != theirs[name]] == []
+        assert_as_if_nothing_was(folder, tmp_path, seed)
