@@ -53,6 +53,16 @@ def job(config: DictConfig) -> None:
     finally:
         with contextlib.suppress(OSError):  # Hydra made the folder; if nothing was begun in it, it goes
             folder.rmdir()
+            if config.get("dry_run") is True and hydra_config.mode == RunMode.RUN:
+                _remove_empty_parents(folder)
+
+
+def _remove_empty_parents(folder: Path) -> None:
+    """Those that Hydra made with it, within the folder in which we were started."""
+    for parent in folder.parents:
+        if not parent.is_relative_to(Path.cwd()) or parent == Path.cwd():
+            return
+        parent.rmdir()
 
 
 def main() -> None:

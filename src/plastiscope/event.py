@@ -207,6 +207,10 @@ class Callback:
         """Per-sample values that it keeps at its own epochs, in tasks without such an epoch at none."""
         return ()
 
+    def forecast(self, context: Context) -> float | None:
+        """Seconds of its looks at one task, if it can tell without looking; None = it has to be tried."""
+        return None
+
     def on_run_begin(self, context: Context) -> Numbers | None:
         """The network as initialised; called once, not again on a resume."""
 

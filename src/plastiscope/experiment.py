@@ -30,6 +30,7 @@ from plastiscope.replicas import (
     Made,
     check_memory,
     check_tasks,
+    memory_of_a_run,
     optimizer_of,
     plans_of,
     refuse_loaders,
@@ -55,6 +56,8 @@ from plastiscope.trainer import Position, TrainedRun, Trainer
 
 def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
     """Train `plan` in `folder`, or walk the saved weights that `replay.folder` names; go on where the folder stands.
+
+    With `dry_run` only say what that would do and cost.
 
     Under torchrun or srun the first process trains and writes, and all share the analyses out.
 
@@ -95,6 +98,12 @@ def _run(plan: Plan, folder: Path, overrides: list[str], processes: Processes) -
                 more = " Raise num_tasks to go on." if plan.settings.replay.folder is None else ""
                 print(f"{folder} is done already ({plan.settings.num_tasks} tasks); nothing to do.{more}")
             return
+    if plan.settings.dry_run:
+        if processes.is_first:
+            from plastiscope.rehearsal import rehearse
+
+            print(rehearse(plan, folder, stored).text(), flush=True)
+        return
     processes.barrier()  # all have seen the folder as it was
     if processes.is_first:
         _run_first(plan, folder, overrides, stored, processes)
@@ -112,11 +121,11 @@ def _run_first(
     try:
         torch.set_num_threads(1)  # so that statistics of the data do not depend on the machine
         branch = open_branch(plan, folder, stored)
-        made = _make(plan, device, branch)
+        made = make_all(plan, device, branch)
         source = open_source(plan, made.data[0], made.learner.units.head) if plan.settings.replay.folder else None
-        _set_threads(plan, stored or (None if source is None else source.about), made.nets[0], threads_before)
+        set_threads(plan, stored or (None if source is None else source.about), made.nets[0], threads_before)
         check_data(stored, made.data[0], folder)
-        made.learner.through = _training_forward(plan, made.learner, device)
+        made.learner.through = training_forward(plan, made.learner, device)
         if branch is not None:
             branch.check(made.data[0])
         desk.open(made, device, overrides, stored, source, branch)
@@ -235,7 +244,7 @@ def _described(net: nn.Module, data: DataSet) -> UnitDescription:
         return describe(net, torch.zeros(2, *data.input_shape))
 
 
-def _make(plan: Plan, device: torch.device, branch: Branch | None = None) -> Made:
+def make_all(plan: Plan, device: torch.device, branch: Branch | None = None) -> Made:
     """Data, tasks, networks and learner of a plan.
 
     Raises:
@@ -249,14 +258,14 @@ def _make(plan: Plan, device: torch.device, branch: Branch | None = None) -> Mad
     one = make_net(plan, data.input_shape, shift.outputs)
     refuse_loaders(data, plan.settings.replicas)
     refuse_what_is_slower(one, device)
-    check_memory(plan, one, device)
+    units = _described(one, data)
+    check_memory(plan, memory_of_a_run(plan, one, units, data.input_shape), device)
     plans = plans_of(plan)
     loaded = [load_tasks(alone, device) for alone in plans]
     made, shifts = [data for data, _ in loaded], [shift for _, shift in loaded]
     check_tasks(shifts, plan.settings.num_tasks)
     keep_freed_pages()
     initial_nets = [_initial_net(alone, *both) for alone, both in zip(plans, loaded, strict=True)]
-    units = _described(one, made[0])
     stacked, initial_net = stack_networks(initial_nets, torch.zeros(2, *made[0].input_shape))
     stacked.to(device)
     seed_generators(named_seed(plan.settings.seed, "run"))
@@ -265,7 +274,7 @@ def _make(plan: Plan, device: torch.device, branch: Branch | None = None) -> Mad
     return Made(plan, plans, made, shifts, nets, learner)
 
 
-def _training_forward(plan: Plan, learner: Learner, device: torch.device) -> TrainingForward | None:
+def training_forward(plan: Plan, learner: Learner, device: torch.device) -> TrainingForward | None:
     """How the network runs in a step; None as it is.
 
     Raises:
@@ -359,7 +368,7 @@ def _follow(plan: Plan, folder: Path, processes: Processes) -> None:
     try:
         torch.set_num_threads(1)
         device = choose_device(plan.settings.device)
-        made = _make(plan, device)
+        made = make_all(plan, device)
         source = open_source(plan, made.data[0], made.learner.units.head) if plan.settings.replay.folder else None
         processes.barrier()  # the first one has made the folder
         torch.set_num_threads(read_json(folder / "run.json")["threads"])
@@ -413,7 +422,7 @@ def _has_more(plan: Plan, stored: dict[str, Any], folder: Path) -> bool:
     return goes_on(before, now, folder)
 
 
-def _set_threads(plan: Plan, stored: dict[str, Any] | None, net: nn.Module, torchs_choice: int) -> None:
+def set_threads(plan: Plan, stored: dict[str, Any] | None, net: nn.Module, torchs_choice: int) -> None:
     """As the run began, as the settings say, or: one for a small network, else torch's choice."""
     before = None if stored is None else stored.get("threads")
     torch.set_num_threads(before or plan.settings.threads or (1 if _is_small(net) else torchs_choice))

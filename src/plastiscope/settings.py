@@ -80,6 +80,10 @@ class Settings:
         require(
             alone, "replicas", self.replicas, "must be 1 in a replay; look at the folder of one run, such as seed_0000"
         )
+        told = not self.dry_run or self.replay.folder is None
+        require(
+            told, "dry_run", self.dry_run, "is a forecast of a training; leave it out where saved weights are looked at"
+        )
         self._check_branch()
         kind = self.device.split(":")[0]
         require(kind in ("auto", "cpu", "cuda", "mps"), "device", self.device, "must be auto, cpu, cuda or mps")

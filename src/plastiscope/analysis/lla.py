@@ -52,6 +52,13 @@ class Lla(LandscapeSettings, Analysis):
         Analysis.__post_init__(self)
         self._routes: Routes | None = None
 
+    def forecast(self, context: Context) -> float:
+        """Seconds of its looks at a task, from the routes that are the fastest here."""
+        if not self.enables_something:
+            return 0.0
+        with self._in_words_of_a_run(), opened(self._landscape(context, When.post)) as look:
+            return look.forecast.seconds * (2 if self.when is When.both else 1)
+
     def on_run_begin(self, context: Context) -> None:
         """What would fail at the first look fails before anything is trained."""
         if self.enables_something:

@@ -1,0 +1,179 @@
+"""dry_run=true: what it says of a run, against the run itself."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from plans import make_plan
+from plastiscope import app, rehearsal
+from plastiscope.error import ConfigError
+from plastiscope.event import Callback, Context
+from plastiscope.experiment import run
+from plastiscope.rehearsal import rehearse
+from plastiscope.run.forecast import Cost, Forecast, amount, duration
+
+RUN = (
+    *("num_tasks=4", "epochs=3", "batch_size=16", "threads=1", "data.samples_per_class=20", "net.widths=[30]"),
+    *("analysis=[representation,continual,csl,curvature]", "representation.samples=40", "representation.every=2"),
+    *("curvature.every=2", "snapshots.every=2", "data.test_samples_per_class=5"),
+)
+
+
+@dataclass(kw_only=True)
+class Steps(Callback):
+    """Counts steps and presentations."""
+
+    name = "steps"
+    steps: int = 0
+    presentations: int = 0
+
+    def on_batch_end(self, context: Context) -> None:
+        assert context.batch is not None
+        self.steps += 1
+        self.presentations += len(context.batch.ids)
+
+
+def weight(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short():
+    """Fewer steps are timed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rehearsal, "STEPS_S", 0.1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """A run, its counts, and the forecast of it."""
+    folder, counts = tmp_path_factory.mktemp("runs") / "run", Steps()
+    forecast = rehearse(make_plan(*RUN), folder, None)
+    assert not folder.exists()
+    plan = make_plan(*RUN)
+    plan.analyses.append(counts)
+    run(plan, folder)
+    return folder, counts, forecast
+
+
+def test_steps_and_presentations(both):
+    _, counts, forecast = both
+    assert (forecast.steps, forecast.presentations) == (counts.steps, counts.presentations)
+
+
+def test_looks(both):
+    folder, _, forecast = both
+    assert {name: cost.looks for name, cost in forecast.analyses.items()} == {
+        "representation": len(list(folder.glob("task_*/representation"))),
+        "continual": 4,
+        "csl": 12,
+        "curvature": 8,  # after epochs 2, 3, 4, 6, 8, 9, 10, 12
+    }
+
+
+def test_sizes(both):
+    folder, _, forecast = both
+    assert forecast.sizes["snapshots"] == pytest.approx(weight(folder / "snapshots"), rel=0.01)
+    assert forecast.sizes["checkpoint"] == pytest.approx(weight(folder / "checkpoint"), rel=0.1)
+    written = weight(folder / "samples") + sum(weight(path) for path in folder.glob("task_*"))
+    assert sum(cost.size for cost in forecast.analyses.values()) == pytest.approx(written, rel=0.5)
+
+
+def test_seconds_are_there_and_add_up(both):
+    forecast = both[2]
+    each = [cost.seconds for cost in forecast.analyses.values()]
+    assert min([*each, forecast.training, forecast.evaluation]) > 0
+    assert forecast.seconds == pytest.approx(sum(each) + forecast.training + forecast.evaluation)
+
+
+def test_the_middle_of_classes_that_add_up_is_their_mean():
+    plan = make_plan("num_tasks=5", "epochs=1", "threads=1", "analysis=[]", "data.samples_per_class=20")
+    said = rehearse(plan, Path("none"), None)
+    assert said.presentations == 20 * (2 + 4 + 6 + 8 + 10)
+    assert said.facts["tasks"] == "5 of 1 epochs, 40 to 200 training samples each"
+
+
+def test_many_tasks_are_not_all_built():
+    sizes = {"task_shift_mode=permuted_input": 60, "task_shift_mode=binary_pairs": 12}
+    for shift, size in sizes.items():
+        few = ("data.samples_per_class=6", "num_tasks=5000", "epochs=2", "batch_size=4", "analysis=[]", "threads=1")
+        said = rehearse(make_plan(*few, shift), Path("none"), None)
+        assert (said.presentations, said.steps) == (5000 * 2 * size, 5000 * 2 * size // 4)
+
+
+def test_replicas_and_steps_without_autograd():
+    stream = ("experiment=slowly_changing_regression", "threads=1", "num_tasks=3", "representation.samples=50")
+    few = ("task_shift_mode.examples_per_task=400", "replicas=3", "learner.autograd=false")
+    said = rehearse(make_plan(*stream, *few), Path("none"), None)
+    assert (said.runs, said.steps) == (3, 1200)
+    assert said.seconds == pytest.approx(
+        said.training + said.evaluation + 3 * sum(cost.seconds for cost in said.analyses.values())
+    )
+
+
+def test_an_analysis_that_can_tell_is_not_tried():
+    few = ("num_tasks=4", "epochs=1", "threads=1", "data.samples_per_class=10", "net.widths=[8]")
+    said = rehearse(make_plan(*few, "analysis=[lla]", "lla.profile=smoke", "lla.every=2"), Path("none"), None)
+    cost = said.analyses["lla"]
+    assert cost.looks == 2 and cost.seconds > 0
+
+
+def test_a_look_that_takes_too_long_is_given_up(monkeypatch):
+    monkeypatch.setattr(rehearsal, "LOOK_S", 1e-4)
+    few = ("num_tasks=2", "epochs=1", "threads=1", "data.samples_per_class=10", "analysis=[representation]")
+    said = rehearse(make_plan(*few), Path("none"), None)
+    assert said.analyses["representation"].seconds is None
+    assert "representation" in said.text().splitlines()[-2]  # what the sum is without
+
+
+def test_a_branch_counts_its_own_tasks(both):
+    folder = both[0]
+    said = rehearse(make_plan(*RUN, f"init_from={folder}", "init_from_task=1"), Path("none"), None)
+    assert said.facts["tasks"].startswith("2 (2 to 3) of 3 epochs")
+
+
+def test_mistakes_show_as_in_the_run():
+    with pytest.raises(ConfigError, match="csl"):
+        rehearse(make_plan("experiment=slowly_changing_regression", "analysis=[csl]", "threads=1"), Path("none"), None)
+    with pytest.raises(ConfigError, match="dry_run"):
+        make_plan("dry_run=true", "replay.folder=somewhere")
+
+
+def test_the_command_prints_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = ["use_wandb=false", "device=cpu", "threads=1", "num_tasks=1", "epochs=1", "analysis=[]", "dry_run=true"]
+    monkeypatch.setattr("sys.argv", ["plastiscope", *given])
+    app.main()
+    assert list(tmp_path.iterdir()) == []
+    said = capsys.readouterr().out
+    first_words = [line.split("  ")[0] for line in said.splitlines()]
+    assert first_words == ["dry run", "run", "network", "tasks", "steps", "training", "evaluation", "in all", "disk"]
+
+
+def test_a_run_that_stands_is_left_as_it_is(both, monkeypatch, capsys):
+    folder = both[0]
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr("sys.argv", ["plastiscope-resume", str(folder), "num_tasks=5", "dry_run=true"])
+    app.resume()
+    assert "tasks           5 of 3 epochs" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert json.loads((folder / "status.json").read_text())["state"] == "done"
+
+
+def test_numbers_for_people():
+    assert [duration(s) for s in (0.0123, 9.9, 50, 150, 7_200, 200_000)] == [
+        *("0.012 s", "9.9 s", "50 s", "2.5 min", "2.0 h", "2.3 days"),
+    ]
+    assert [amount(size) for size in (12, 1_500, 2.5e6, 44.9e6, 1.2e12)] == [
+        *("12 bytes", "1.5 kB", "2.5 MB", "44.9 MB", "1.2e+03 GB"),
+    ]
+    costs = {"a": Cost(2, 3.0, 5e6), "b": Cost(4, None, note="too long")}
+    said = Forecast({}, 10, 20, 2.0, 1.0, costs, {"snapshots": 1e6}, runs=2)
+    assert said.seconds == 2 + 1 + 2 * 3
+    assert said.text().splitlines()[-2:] == [
+        "in all          about 9 s, without b",
+        "disk            about 11 MB: snapshots 1 MB, analyses 10 MB",
+    ]
