@@ -20,6 +20,27 @@ def known_analyses() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
+def arms_of(study: str) -> list[str]:
+    """Names of the arms of a study, as `experiment=<study>/<arm>` takes them; empty if it has none."""
+    folder = resources.files("plastiscope.configs") / "experiment" / study
+    if not folder.is_dir():
+        return []
+    return sorted(f"{study}/{entry.name.removesuffix('.yaml')}" for entry in folder.iterdir())
+
+
+def no_option(group: str, option: str, there: list[str]) -> str:
+    """What to tell someone who names an option that a config group does not have.
+
+    Args:
+        group: of the config.
+        option: as it was given.
+        there: the options that the group has.
+    """
+    arms = arms_of(option.split("/")[0]) if group == "experiment" and "/" in option else []
+    shown = [option.split("/")[0], *arms] if arms else there
+    return f"{group}={option}: there is no such option. Available options in '{group}': {', '.join(shown)}"
+
+
 def not_selected(name: str, chosen: list[str]) -> str:
     """What to tell someone who sets an analysis that is not selected."""
     return f"{name}: this analysis is not selected; select it with analysis=[{','.join([*chosen, name])}]"

@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from plastiscope.advice import known_analyses, nearest, not_selected, selected
+from plastiscope.advice import known_analyses, nearest, no_option, not_selected, selected
 from plastiscope.error import ConfigError, PlastiscopeError, RunError
 
 OmegaConf.register_new_resolver("short_hash", lambda text: hashlib.sha256(text.encode()).hexdigest()[:12], replace=True)
@@ -188,6 +188,10 @@ def _advice(text: str, arguments: list[str]) -> str:
         return "this launcher needs submitit: pip install 'plastiscope[slurm]'"
     if missing := re.search(r"Could not load 'analysis/([^']+)'", text):
         return f"analysis=[{missing.group(1)}]: there is no such analysis{nearest(missing.group(1), known_analyses())}"
+    if missing := re.search(
+        r"Could not find '(\w+)/(\S+)'\s+Available options in '\1':\s+([^:]+?)\s*(?:Config|$)", text
+    ):
+        return no_option(missing.group(1), missing.group(2), missing.group(3).split())
     if found is None or "Could not override" not in text:
         return re.sub(r"\s*\n\s*", "\n  ", text.split("Config search path:")[0].strip())
     key = found.group(1) or found.group(2)

@@ -14,6 +14,7 @@ from plastiscope.analysis.continual import Continual
 from plastiscope.error import ConfigError
 from plastiscope.experiment import run
 from plastiscope.load import LoadedRun, load_run
+from plastiscope.measure.continual import accuracy_by_class
 from plastiscope.run.log import read_rows
 
 NAN = float("nan")
@@ -204,3 +205,24 @@ def test_a_finished_run_that_gets_more_tasks_equals_one_that_had_them(tmp_path):
 def test_settings_out_of_range(setting, value):
     with pytest.raises(ConfigError, match=f"{setting}={value}"):
         Continual(**{setting: value})
+
+
+def test_accuracy_of_each_class_in_the_order_of_presentation(tmp_path):
+    loaded = trained(tmp_path / "run", "num_tasks=3", "epochs=4")
+    found = artifact(tmp_path / "run", "accuracy_per_class_in_order")
+    assert found.dtype == np.float32 and found.shape == (6,)
+    net, task = loaded.net(task=2), loaded.task(2)
+    test, data = task.test, loaded.data.test
+    class_of = dict(zip(data.ids.tolist(), data.targets.tolist(), strict=True))
+    for j, original in enumerate(task.classes):
+        rows = (test.targets == j).nonzero()[:, 0]
+        assert len(rows) == 8 and {class_of[i] for i in test.ids[rows].tolist()} == {original}
+        assert found[j] == np.float32(accuracy(net, test.select(rows), task.active_outputs))
+    assert len(set(found)) > 1
+
+
+def test_a_class_without_test_samples_and_regression_have_none(tmp_path):
+    shares = accuracy_by_class(torch.tensor([True, False, True, True]), torch.tensor([0, 0, 2, 0]), 4)
+    assert shares.tolist()[::2] == [2 / 3, 1] and shares.isnan().tolist() == [False, True, False, True]
+    trained(tmp_path / "values", "num_tasks=1", "epochs=1", "task_shift_mode=drifting_values")
+    assert not list((tmp_path / "values").rglob("accuracy_per_class_in_order.npy"))

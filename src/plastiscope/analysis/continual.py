@@ -4,6 +4,9 @@ Cell [i, j] of the matrix is the accuracy on the test samples that entered with 
 training on task i, among the classes active at i. A cell is NaN where it was not measured, where the outputs do not
 exist yet, and where the head has been reset in between: its outputs mean something else. In regression minus the loss
 takes the accuracy's place, under names that say so.
+
+accuracy_per_class_in_order.npy of a task, float32 [active outputs]: the accuracy on the task's test samples class by
+class, in the order in which classes were presented; NaN of a class without such samples. None in regression.
 """
 
 import copy
@@ -77,6 +80,8 @@ class Continual(Analysis):
         if _is_complete(context):
             numbers |= self._curve_numbers(self._curve)
         self._save(context, metrics)
+        if is_due:
+            _save_by_class(context, self.name)
         is_regression = context.current_task.loss is Loss.mse
         return {self.key("test", "total", _renamed(n, is_regression)): value for n, value in numbers.items()}
 
@@ -178,6 +183,17 @@ class Continual(Analysis):
             _write_array(folder / f"{what}_before_training.npy", self._before)
         summary = {_renamed(name, is_regression): mean._asdict() for name, mean in metrics.items()}
         write_json(folder / "summary.json", {"settings": dataclasses.asdict(self), "metrics": summary})
+
+
+def _save_by_class(context: Context, name: str) -> None:
+    """Accuracies of the task's classes; output j stands for the j-th class presented."""
+    task = context.current_task
+    if len(task.test) == 0 or task.test.targets.is_floating_point():
+        return
+    correct = evaluate(context.net, task, task.test, context.epochs_completed).correct
+    if correct is not None:
+        classes = continual.accuracy_by_class(correct, task.test.targets, task.active_outputs)
+        _write_array(context.folder(name) / "accuracy_per_class_in_order.npy", classes.float().cpu())
 
 
 def _write_array(path: Path, values: Tensor) -> None:

@@ -24,6 +24,18 @@ def _cell_mean(values: Tensor) -> CellMean:
     return CellMean(finite.mean().item(), len(finite))
 
 
+def accuracy_by_class(correct: Tensor, targets: Tensor, classes: int) -> Tensor:
+    """Share of the samples of each class that are classified rightly, float64 [classes]; NaN of a class without any.
+
+    Args:
+        correct: bool [n].
+        targets: class indices, int64 [n].
+        classes: how many there are.
+    """
+    hits = torch.zeros(classes, dtype=torch.float64, device=targets.device).index_add_(0, targets, correct.double())
+    return hits / targets.bincount(minlength=classes)
+
+
 def average_accuracy(a: Tensor, i: int = -1) -> CellMean:
     """A_i = mean of a[i, j] over j <= i; by default at the end (Lopez-Paz & Ranzato 2017)."""
     i %= len(a)
