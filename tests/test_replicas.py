@@ -15,9 +15,10 @@ from plastiscope.analyze import analyze
 from plastiscope.data.samples import Batch, side_by_side
 from plastiscope.error import ConfigError, RunError
 from plastiscope.event import Callback, Context
-from plastiscope.experiment import load_tasks, resume, run
+from plastiscope.experiment import load_tasks, make_net, resume, run
 from plastiscope.learner.learner import Learner
 from plastiscope.load import load_run
+from plastiscope.replicas import memory_of_a_run
 from plastiscope.run.status import read_status
 from plastiscope.task_shift_mode import task as tasks_module
 
@@ -35,6 +36,7 @@ CASES = {
     "network": ("learner.reset=network", "task_shift_mode=permuted_output"),
     "continual_backprop": (*CBP, "analysis=[representation,tracking]"),
     "continual_backprop adam": (*CBP, "learner.optimizer=adam", "learner.lr=0.003", "batch_size=1"),
+    "continual_backprop, drawn": (*CBP, "learner.accumulate=false"),
     "redo": (
         "learner=redo",
         "learner.reset_period=7",
@@ -217,7 +219,7 @@ REFUSED = {
         ("task_shift_mode=class_incremental", "data.samples_per_class=null"),
         "other numbers of training samples",
     ),
-    "fractions": ((*CBP, "learner.accumulate=false"), "accumulate=false cannot be stacked"),
+    "fractions": (("learner=rank_restoring_cbp", "learner.accumulate=false"), "accumulate=false cannot be stacked"),
     "replay": (("replay.folder=somewhere",), "replicas.*folder of one run"),
 }
 
@@ -258,6 +260,33 @@ def test_one_of_them_is_a_run_for_all_who_read(whole, tmp_path):
     rows = [row for row in rows_of(out) if row["kind"] == "task_end"]
     theirs = [row for row in rows_of(folder_of(whole, 3)) if row["kind"] == "task_end"]
     assert [row["task_test_accuracy"] for row in rows] == [row["task_test_accuracy"] for row in theirs]
+
+
+def test_more_runs_than_memory_are_refused_by_what_a_run_takes():
+    """Of a small network the objects of a run count most: a run of these takes more than a megabyte."""
+    plan = make_plan(*SMALL, "net.widths=[4]")
+    data, shift = load_tasks(plan, torch.device("cpu"))
+    net = make_net(plan, data.input_shape, shift.outputs)
+    each = memory_of_a_run(plan, net, net.unit_description(), data.input_shape)
+    assert 2**20 < each < 2**21
+    wide = make_plan(*SMALL, "net.widths=[1000]", "selection=last", "learner.momentum=0")
+    net = make_net(wide, data.input_shape, shift.outputs)
+    parameters = 64 * 1000 + 1000 + 1000 * 10 + 10
+    assert memory_of_a_run(wide, net, net.unit_description(), data.input_shape) - 2**20 == pytest.approx(
+        12 * parameters + 12 * 16 * (64 + 2000)
+    )
+
+
+def test_one_with_an_infinite_weight_stops_no_decomposition(tmp_path):
+    """Spectral regularisation decomposes the weights of all runs at once."""
+    run(poisoned("learner=spectral_regularization", "learner.exact=true"), tmp_path / "group")
+    states = [read_status(folder_of(tmp_path / "group", seed))["state"] for seed in SEEDS]
+    assert states == ["done", "failed", "done"]
+
+
+def test_the_group_itself_is_not_loaded(whole):
+    with pytest.raises(RunError, match=r"load one of them, such as .*seed_0002"):
+        load_run(whole)
 
 
 def test_the_group_itself_is_not_analysed(whole):

@@ -39,6 +39,11 @@ class LoadedRun:
         self.folder = folder
         self.sample_store = SampleStore(folder / "samples")
         self._plan: Plan = build(read_config(folder, trust))
+        if self._plan.settings.replicas > 1:
+            first = f"seed_{self._plan.settings.seed:04d}"
+            raise RunError(
+                f"{folder} is a group of runs that advance together; load one of them, such as {folder}/{first}"
+            )
         self._about: dict[str, Any] = read_json(folder / "run.json") or {}
 
     @property
@@ -135,5 +140,6 @@ def load_run(folder: str | Path, trust: bool = False) -> LoadedRun:
 
     Raises:
         ConfigError: it is no run folder.
+        RunError: it is that of a group of runs.
     """
     return LoadedRun(Path(folder), trust)

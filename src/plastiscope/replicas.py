@@ -6,6 +6,7 @@ parameters, so whatever looks at a run sees a plain network, and what it loads i
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +22,14 @@ from plastiscope.learner.learner import InitialNet, Learner
 from plastiscope.learner.optimizer import Optimizer
 from plastiscope.measure.landscape.memory import free_memory, gigabytes
 from plastiscope.net.stacked import loses_on_cpu, stack, unstacked_state
+from plastiscope.net.units import UnitDescription
 from plastiscope.selection import Selection
 from plastiscope.task_shift_mode.task import TaskShift, check_alike
 
 CHECKED_TASKS = 20
 """Tasks of which it is known before anything is trained that the runs can share them."""
+OBJECTS = 1 << 20
+"""Bytes that a run takes beside its tensors: network, tasks, journal, context; measured at 10 to 160 runs."""
 
 
 @dataclass(frozen=True)
@@ -89,20 +93,26 @@ def refuse_loaders(data: DataSet, replicas: int) -> None:
         )
 
 
-def check_memory(plan: Plan, net: nn.Module, device: torch.device) -> None:
-    """Refuse more runs than fit.
+def memory_of_a_run(plan: Plan, net: nn.Module, units: UnitDescription, input_shape: tuple[int, ...]) -> int:
+    """Bytes that one more run takes, about: weights and what goes with them, inputs and features of a step, objects."""
+    copies = 3 + (plan.settings.selection is not Selection.last)  # weights, gradients, where the networks come from
+    copies += 2 if plan.learner.optimizer is not Optimizer.sgd else int(plan.learner.momentum > 0)
+    weights = copies * sum(t.numel() * t.element_size() for t in net.state_dict().values())
+    passed = 12 * plan.settings.batch_size * (math.prod(input_shape) + 2 * units.num_units)
+    return weights + passed + OBJECTS
+
+
+def check_memory(plan: Plan, each: int, device: torch.device) -> None:
+    """Refuse more runs than fit, of `each` bytes.
 
     Raises:
         ConfigError: says how many do.
     """
-    copies = 3 + (plan.settings.selection is not Selection.last)  # weights, gradients, where the networks come from
-    copies += 2 if plan.learner.optimizer is not Optimizer.sgd else int(plan.learner.momentum > 0)
-    each = copies * sum(t.numel() * t.element_size() for t in net.state_dict().values())
-    free = free_memory(device)
-    if plan.settings.replicas * each > free:
+    needed, free = plan.settings.replicas * each, free_memory(device)
+    if needed > free:
         raise ConfigError(
-            f"replicas={plan.settings.replicas} need {gigabytes(plan.settings.replicas * each)} for weights, gradients "
-            f"and optimiser, and {gigabytes(free)} are free; replicas={int(free // each)} would fit"
+            f"replicas={plan.settings.replicas} need about {gigabytes(needed)}, and {gigabytes(free)} are free; "
+            f"replicas={int(free // each)} would fit"
         )
 
 

@@ -455,10 +455,10 @@ def test_nan_is_never_chosen_before_a_number_and_is_told():
         learner.statistics.work_off()
         assert learner.statistics.utility.isnan().tolist() == [False, False, True, False]
         learner.steps = 1
-        assert sorted(learner._least_useful(learner.sets[0], 3).tolist()) == [0, 1, 3]
+        assert sorted(learner._least_useful(learner.sets[0], 3).ids.tolist()) == [0, 1, 3]
         assert not all(torch.isfinite(value).all() for value in learner.must_be_finite().values())
         assert torch.isfinite(learner.largest_chosen)
-        assert 2 in learner._least_useful(learner.sets[0], 4).tolist()
+        assert 2 in learner._least_useful(learner.sets[0], 4).ids.tolist()
         assert not torch.isfinite(learner.largest_chosen)
 
 

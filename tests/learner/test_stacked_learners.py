@@ -8,7 +8,7 @@ import torch
 from learning import start
 from torch import Tensor, nn
 
-from plastiscope.error import ConfigError
+from plastiscope.learner.budget import Count
 from plastiscope.learner.continual_backprop import ContinualBackprop, ContinualBackpropLearner
 from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.redo import Redo, RedoLearner
@@ -58,6 +58,15 @@ CONFIGS = {
         for optimizer in (Optimizer.sgd, Optimizer.adam)
     },
     "normal": ContinualBackprop(init=Init.normal, replacement_rate=0.1, maturity_threshold=3),
+    "drawn": ContinualBackprop(accumulate=False, replacement_rate=0.05, maturity_threshold=3),
+    "drawn, all, adam": ContinualBackprop(
+        accumulate=False,
+        count=Count.all,
+        replacement_rate=0.15,
+        maturity_threshold=3,
+        optimizer=Optimizer.adam,
+        lr=0.01,
+    ),
     "redo, sgd": Redo(reset_period=4, tau=0.9, lr=0.01),
     "redo, adam": Redo(reset_period=4, tau=0.9, lr=0.01, optimizer=Optimizer.adam),
 }
@@ -87,9 +96,3 @@ def test_each_of_several_runs_is_as_alone(config, samples):
     if isinstance(config, Redo):
         counts = [[int(learner.replaced[name]) for learner in singles] for name in ("linear_1", "linear_2")]
         assert [stack.replaced[name].tolist() for name in ("linear_1", "linear_2")] == counts
-
-
-def test_runs_that_would_replace_other_numbers_of_units_cannot_be_stacked():
-    config = ContinualBackprop(accumulate=False)
-    with pytest.raises(ConfigError, match="accumulate=false cannot be stacked"):
-        together(config, [alone(config, 0).net])

@@ -1,11 +1,13 @@
 """How many units of a layer are replaced at a step: host arithmetic, for the count does not depend on which ones."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from plastiscope.measure.keyed import keyed_uniform
@@ -83,6 +85,49 @@ class Budget:
         self.carry = state["carry"]
         self.replaced = deque((step, number) for step, number in state["replaced"])
         self.immature = sum(number for _, number in self.replaced)
+
+
+class RunsBudget:
+    """`Budget` without carrying, for several runs: at a step each replaces another number of units."""
+
+    def __init__(self, width: int, rate: float, maturity: int, count: Count, draws: Sequence["StepDraws"]) -> None:
+        """Start with `width` units of age 0 after step 0, in each of the runs that `draws` names."""
+        self.width, self.maturity, self.draws = width, maturity, draws
+        numerator, denominator = Fraction(str(rate)).as_integer_ratio()
+        shares = [numerator * (width if count is Count.all and eligible else eligible) for eligible in range(width + 1)]
+        self._whole = np.array([share // denominator for share in shares])
+        self._share, self._denominator = np.array(shares, dtype=np.float64), float(denominator)
+        self.start_anew(0)
+
+    def start_anew(self, step: int) -> None:
+        """All units are fresh after `step`."""
+        self.immature = np.full(len(self.draws), self.width)
+        self.replaced = deque([(step, self.immature)])
+
+    def due(self, step: int) -> npt.NDArray[np.int64] | None:
+        """Units of each run to replace at `step` (from 1, ascending, each asked once), int64 [runs]; None = nowhere."""
+        replaced = self.replaced
+        while replaced and step - replaced[0][0] > self.maturity:
+            self.immature = self.immature - replaced.popleft()[1]
+        eligible = self.width - self.immature
+        if not eligible.any():
+            return None
+        drawn = np.array([draw(step) for draw in self.draws]) * self._denominator < self._share[eligible]
+        number = np.minimum(np.where(self._whole[eligible], self._whole[eligible], drawn), eligible)
+        if not number.any():
+            return None
+        replaced.append((step, number))
+        self.immature = self.immature + number
+        return number
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {"replaced": [[step, number.tolist()] for step, number in self.replaced]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.replaced = deque((step, np.array(number)) for step, number in state["replaced"])
+        self.immature = sum((number for _, number in self.replaced), np.zeros(len(self.draws), dtype=np.int64))
 
 
 class StepDraws:

@@ -9,18 +9,23 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from plastiscope.error import ConfigError, require
-from plastiscope.learner.budget import Budget, Count, StepDraws
+from plastiscope.learner.budget import Budget, Count, RunsBudget, StepDraws
 from plastiscope.learner.learner import InitialNet, Reset
 from plastiscope.learner.replacement import ReplacingConfig, ReplacingLearner, compensate
-from plastiscope.learner.unit_parameters import ByIndex, ResidualMode, UnitSet
+from plastiscope.learner.unit_parameters import ByIndex, ByMask, Chosen, ResidualMode, UnitSet
 from plastiscope.learner.unit_statistics import FeatureMagnitude, UnitStatistics, UtilityType
 from plastiscope.measure.keyed import Seed, keyed_uniform
 from plastiscope.net.units import UnitDescription
 from plastiscope.task_shift_mode.task import Task
+
+Number = int | npt.NDArray[np.int64]
+"""Units to replace: in every run, or in each of several."""
 
 
 class Compensate(Enum):
@@ -117,16 +122,14 @@ class ContinualBackpropLearner(ReplacingLearner):
                         f"{part.layer.name}, has no bias; use learner.compensate=auto"
                     )
 
-    def _budget(self, units: UnitSet) -> Budget:
-        config, draw = self.config, None
-        if not config.accumulate:
-            if not isinstance(self.seed, int):
-                raise ConfigError(
-                    "learner.accumulate=false cannot be stacked: each run would replace another number of units at a "
-                    "step. Use learner.accumulate=true, or one process per run"
-                )
-            draw = StepDraws(self.seed, f"replacement/{units.name}")
-        return Budget(units.width, config.replacement_rate, config.maturity_threshold, config.count, draw)
+    def _budget(self, units: UnitSet) -> Budget | RunsBudget:
+        config, purpose = self.config, f"replacement/{units.name}"
+        arguments = units.width, config.replacement_rate, config.maturity_threshold, config.count
+        if config.accumulate:
+            return Budget(*arguments, None)
+        if isinstance(self.seed, int):
+            return Budget(*arguments, StepDraws(self.seed, purpose))
+        return RunsBudget(*arguments, [StepDraws(seed, purpose) for seed in self.seed])
 
     def begin_task(self, task: Task) -> None:
         """Start `task`; a network that is reset has fresh units only."""
@@ -145,13 +148,14 @@ class ContinualBackpropLearner(ReplacingLearner):
         """Update the utilities, and replace what is due."""
         self.steps += 1
         self.statistics.update(self.features.take() if self.statistics.uses_features else ())
-        due = [(units, number) for units in self.sets if (number := self.budgets[units.name].due(self.steps))]
+        numbers = [(units, self.budgets[units.name].due(self.steps)) for units in self.sets]
+        due = [(units, number) for units, number in numbers if number is not None and np.any(number)]
         if due:
             self._replace(due)
 
-    def _replace(self, due: Sequence[tuple[UnitSet, int]]) -> None:
+    def _replace(self, due: Sequence[tuple[UnitSet, Number]]) -> None:
         self.statistics.work_off()
-        chosen = [(units, ByIndex(self._least_useful(units, number))) for units, number in due]
+        chosen = [(units, self._least_useful(units, number)) for units, number in due]
         if self.statistics.keeps_mean and self._compensates():
             for units, which in chosen:
                 for part in units.parts:
@@ -163,10 +167,10 @@ class ContinualBackpropLearner(ReplacingLearner):
             for part in units.parts:
                 self.statistics.start_anew(part, which, self.steps)
         for units, number in due:
-            self.replaced[units.name] += number
+            self.replaced[units.name] += number if isinstance(number, int) else torch.from_numpy(number)
 
-    def _least_useful(self, units: UnitSet, number: int) -> Tensor:
-        """Indices int64 [*lead, number] of the mature units with the least corrected utility.
+    def _least_useful(self, units: UnitSet, number: Number) -> Chosen:
+        """The mature units with the least corrected utility, so many; or, int64 [runs], so many of each run.
 
         Units that identity paths tie together have the mean utility of their layers.
         """
@@ -177,9 +181,15 @@ class ContinualBackpropLearner(ReplacingLearner):
         else:
             scores = torch.stack([self.statistics.corrected_utility(part) for part in units.parts]).mean(0)
         mature = self.statistics.is_mature(units.parts[0], self.steps, self.config.maturity_threshold)
-        least = scores.masked_fill(~mature, float("inf")).topk(number, largest=False)
-        self.largest_chosen = torch.maximum(self.largest_chosen, least.values.amax(-1))
-        return least.indices
+        ranked = scores.masked_fill(~mature, float("inf"))
+        most = number if isinstance(number, int) else int(number.max())
+        least = ranked.topk(most, largest=False)
+        if isinstance(number, int):
+            self.largest_chosen = torch.maximum(self.largest_chosen, least.values.amax(-1))
+            return ByIndex(least.indices)
+        wanted = torch.from_numpy(np.arange(most) < number[:, None]).to(ranked.device)
+        self.largest_chosen = torch.maximum(self.largest_chosen, least.values.where(wanted, 0.0).amax(-1))
+        return ByMask(torch.zeros_like(mature).scatter_(-1, least.indices, wanted))
 
     def must_be_finite(self) -> dict[str, Tensor]:
         """Utilities, and the largest that was chosen: NaN comes last in the ranking, but might be all there is."""

@@ -216,6 +216,11 @@ class RankRestoringCbpLearner(ContinualBackpropLearner):
             ConfigError: a layer whose units are not made by one row of weights from one vector, such as convolutions
                 beside a shortcut, maxout, weight-normalised layers; names it and the reason.
         """
+        if lead and not config.accumulate:
+            raise ConfigError(
+                "learner.accumulate=false cannot be stacked with rank_restoring_cbp: each run would replace another "
+                "number of units at a step. Use learner.accumulate=true, or one process per run"
+            )
         super().__init__(config, net, units, initial_net, seed, lead)
         self.moments = InputMoments(net, self.parts, config.second_moment_decay, config.diagonal, lead)
         self.fresh = RestoringWeights(seed, config, self.parts, self.moments)

@@ -65,9 +65,14 @@ def power_iteration(matrix: Tensor, left: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def largest_singular(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(sigma_1, u, v) of W [..., m, n] by decomposition; one pair of vectors where several values are the largest."""
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    return values[..., 0], left[..., 0], right[..., 0, :]
+    """(sigma_1, u, v) of W [..., m, n] by decomposition; one pair of vectors where several values are the largest.
+
+    sigma_1 of a matrix that is not finite is NaN; the others of its batch are as they would be alone.
+    """
+    is_finite = torch.isfinite(matrix).flatten(-2).all(-1)
+    known = matrix.where(is_finite[..., None, None], 0.0)
+    left, values, right = torch.linalg.svd(known, full_matrices=False)
+    return values[..., 0].where(is_finite, float("nan")), left[..., 0], right[..., 0, :]
 
 
 def _normalised(vector: Tensor) -> Tensor:

@@ -213,7 +213,7 @@ class GatedDescent(torch.optim.Optimizer):
     def _factors(self, parameters: list[Tensor], utilities: list[Tensor], most: Tensor) -> list[Tensor]:
         """1 - s of each parameter, or the scale of those without a gate."""
         is_useful = most > 0
-        inverse = torch.where(is_useful, 1.0 / most, 0.0)
+        divisor = torch.where(is_useful, most, 1.0)
         # Where no utility is positive every gate is open: the factor is 1.
         least = torch.where(is_useful, 0.0, 1.0)
         factors = []
@@ -222,7 +222,7 @@ class GatedDescent(torch.optim.Optimizer):
                 factors.append(torch.full_like(utility, self.config.non_gated_scale))
                 continue
             beside = (*most.shape, *(1,) * (parameter.ndim - self.lead))
-            ratio = utility.mul_(inverse.view(beside))
+            ratio = utility.div_(divisor.view(beside)).mul_(is_useful.view(beside))
             if self.config.gate is Gate.linear:
                 factors.append(ratio.clamp_(0.0, 1.0).neg_().add_(1.0))
             else:
