@@ -14,8 +14,9 @@ from landscape_cases import (
 )
 
 from plastiscope.error import ConfigError
+from plastiscope.measure.landscape import krylov as krylov_module
 from plastiscope.measure.landscape.eigenpairs import Order, extreme_eigenpairs
-from plastiscope.measure.landscape.krylov import krylov, orthogonalised, random_signs
+from plastiscope.measure.landscape.krylov import freed, krylov, orthogonalised, random_signs
 from plastiscope.measure.landscape.operator import HessianOperator
 
 
@@ -161,6 +162,35 @@ def test_two_passes_leave_nothing_along_the_basis() -> None:
     vector = basis.sum(0) + 1e-9 * torch.ones(30, dtype=DOUBLE)
     left = orthogonalised(vector, basis)
     assert (basis @ left).abs().max() <= 1e-15 * left.norm()
+
+
+@pytest.mark.parametrize("entries", [1, 700, 10**6])
+def test_a_basis_is_worked_on_in_chunks(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Components, what is left and the Gram matrix are those of the whole, in float64 though the rows are float32."""
+    monkeypatch.setattr(krylov_module, "ENTRIES", entries)
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.linalg.qr(torch.randn(150, 7, dtype=DOUBLE, generator=draw))[0].T.float()
+    vector = torch.randn(150, generator=draw)
+    exact = rows.double() @ vector.double()
+    found, left = freed(vector, rows)
+    assert (found - exact).abs().max() <= 1e-14
+    assert (left.double() - (vector.double() - exact @ rows.double())).abs().max() <= 1e-6
+    assert (rows.double() @ left.double()).abs().max() <= torch.finfo(torch.float32).eps * left.norm()
+    process = krylov(DenseOperator(with_spectrum(torch.linspace(-1, 1, 150))), vector, 20)
+    gram = process.basis.double() @ process.basis.double().T
+    assert process.orthogonality_error() == pytest.approx((gram - torch.eye(20)).abs().max().item(), abs=1e-14)
+    bent = krylov(process.operator, vector, 20)
+    bent._vectors[3] += 0.5 * bent._vectors[11]
+    assert bent.orthogonality_error() == pytest.approx(0.5, abs=1e-6)
+
+
+def test_rounding_of_one_pass_is_taken_away_by_the_next() -> None:
+    """Of a vector nearly in the space of the basis, two passes leave what is mostly the rounding of the first."""
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.linalg.qr(torch.randn(200, 40, dtype=DOUBLE, generator=draw))[0].T.float()
+    vector = rows.sum(0) + 1e-6 * torch.randn(200, generator=draw)
+    left = orthogonalised(vector, rows)
+    assert (rows.double() @ left.double()).abs().max() <= 1e-6 * left.norm()
 
 
 def test_every_step_is_told() -> None:

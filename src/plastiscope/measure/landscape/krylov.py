@@ -6,6 +6,7 @@ computations", 10.1).
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -13,6 +14,12 @@ from torch import Tensor
 from plastiscope.error import RunError
 from plastiscope.measure.landscape.memory import budget, gigabytes
 from plastiscope.measure.landscape.operator import SymmetricOperator
+
+ENTRIES, ENTRIES_CUDA = 2**19, 2**26
+"""Of a basis, worked on at a time: 4 megabytes in float64; where each launch costs, more."""
+MOST_PASSES = 4
+KEPT_BY_A_PASS = 0.7
+"""Of a norm: a pass that leaves more has taken away rounding alone."""
 
 
 def random_signs(seed: int, purpose: str, probe: int, operator: SymmetricOperator) -> Tensor:
@@ -26,10 +33,45 @@ def dot(a: Tensor, b: Tensor) -> float:
 
 
 def orthogonalised(vector: Tensor, basis: Tensor) -> Tensor:
-    """`vector` without its components along the orthonormal rows of `basis` [m, D]; two passes."""
-    for _ in range(2):
-        vector = vector - (basis @ vector) @ basis
-    return vector
+    """`vector` without its components along the orthonormal rows of `basis` [m, D]; see `freed`."""
+    return freed(vector, basis)[1]
+
+
+def freed(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Components of a vector [D] along orthonormal rows [m, D], float64 on the CPU, and what is left without them [D].
+
+    Gram-Schmidt passes, two at least; further ones while a pass takes away a large part of what the one before left,
+    for then rounding is a large part of it, too (Daniel et al. 1976). A pass takes the components of the last one away
+    and finds the next ones chunk by chunk, so it reads the basis once; the components of the first are found in
+    float64, each number converted once.
+    """
+    first = along = dots(basis, vector)
+    if not len(basis):
+        return first, vector
+    left, before = vector.clone(), math.inf
+    for step in range(1, MOST_PASSES + 1):
+        along, after = _pass(left, basis, along.to(basis.device, basis.dtype))
+        if step > 1 and (after > KEPT_BY_A_PASS * before or not after):
+            break
+        before = after
+    return first, left
+
+
+def _pass(left: Tensor, basis: Tensor, along: Tensor) -> tuple[Tensor, float]:
+    """Take `along` [m] times the rows away from `left` in place; its components then, and its norm."""
+    found = torch.zeros_like(along)
+    for part in chunks(basis):
+        rows, rest = basis[:, part], left[part]
+        rest -= along @ rows
+        found += rows @ rest
+    return found, math.sqrt(dot(left, left))
+
+
+def chunks(basis: Tensor) -> list[slice]:
+    """Places of columns of a basis [m, D] that are worked on together: so few that they fit into a cache."""
+    m, dimension = basis.shape
+    size = min(max(1, (ENTRIES_CUDA if basis.is_cuda else ENTRIES) // max(m, 1)), dimension)
+    return [slice(begin, begin + size) for begin in range(0, dimension, size)]
 
 
 class Lanczos:
@@ -74,17 +116,15 @@ class Lanczos:
 
     def extend(self) -> None:
         """Add the next vector and its product."""
-        rest = orthogonalised(self._rest / math.sqrt(dot(self._rest, self._rest)), self.basis)
-        vector = rest / math.sqrt(dot(rest, rest))
+        vector = self._rest / math.sqrt(dot(self._rest, self._rest))
         self._vectors[self.size] = vector
         self.size += 1
         self.steps += 1
         product = self.operator.products(vector.unsqueeze(0))[0]
         if self.steps == 1:
             self.first_product = product
-        column = dots(self.basis, product)
+        column, self._rest = freed(product, self.basis)
         self._matrix[: self.size, self.size - 1] = self._matrix[self.size - 1, : self.size] = column
-        self._rest = orthogonalised(product, self.basis)
         self.beta = math.sqrt(dot(self._rest, self._rest))
         self._scale = max(self._scale, column.abs().max().item(), self.beta)
 
@@ -113,17 +153,34 @@ class Lanczos:
         self._matrix.zero_()
         self._matrix.diagonal()[: len(keep)] = theta[keep]
         self.size = len(keep)
+        self._rest = orthogonalised(self._rest / math.sqrt(dot(self._rest, self._rest)), self.basis)
 
     def orthogonality_error(self) -> float:
         """Largest entry of |Q Q^T - I|."""
-        gram = torch.stack([dots(self.basis, row) for row in self.basis])
-        return (gram - torch.eye(self.size, dtype=torch.float64)).abs().max().item()
+        gram = torch.zeros(self.size, self.size, dtype=torch.float64, device=self.basis.device)
+        for _, columns in in_float64(self.basis):
+            gram += columns @ columns.T
+        return (gram.cpu() - torch.eye(self.size, dtype=torch.float64)).abs().max().item()
 
 
 def dots(basis: Tensor, vector: Tensor) -> Tensor:
-    """Inner products of rows [m, D] with a vector in float64 on the CPU [m], few rows at a time."""
-    wide = vector.double()
-    return torch.cat([rows.double() @ wide for rows in basis.split(16)]).cpu()
+    """Inner products of rows [m, D] with a vector in float64 on the CPU [m], few columns at a time."""
+    found = torch.zeros(len(basis), dtype=torch.float64, device=basis.device)
+    for part, columns in in_float64(basis):
+        found += columns @ vector[part].double()
+    return found.cpu()
+
+
+def in_float64(basis: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Chunks of columns of a basis [m, D] with their places, each converted once, into the same memory."""
+    places = chunks(basis)
+    if basis.dtype is torch.float64 or not places:
+        yield from ((part, basis[:, part]) for part in places)
+        return
+    wide = torch.empty(len(basis), places[0].stop, dtype=torch.float64, device=basis.device)
+    for part in places:
+        columns = basis[:, part]
+        yield part, wide[:, : columns.shape[1]].copy_(columns)
 
 
 def krylov(operator: SymmetricOperator, start: Tensor, steps: int, memory: int | None = None) -> Lanczos:
