@@ -202,6 +202,13 @@ def test_folders_without_runs(tmp_path):
         collect([tmp_path / "nowhere"])
 
 
+def test_a_runs_own_parts_hold_no_runs_and_overlapping_folders_count_once(tmp_path):
+    run = write_run(tmp_path / "run", epochs(1, loss=[1.0]))
+    write_run(run / "snapshots" / "copied", epochs(1, loss=[1.0]))
+    write_run(run / "nested", epochs(1, loss=[1.0]), seed=1)
+    assert [found.seed for found in collect([tmp_path, run]).runs] == [0, 1]
+
+
 def test_a_damaged_config(tmp_path):
     folder = write_run(tmp_path / "run", epochs(1, loss=[1.0]))
     (folder / "config.yaml").write_text("seed: 0\nnet: [1, {\n")

@@ -79,7 +79,7 @@ def collect(folders: Sequence[Path], keys: Sequence[str] = (), epochs_per_task: 
         ConfigError, DataError: a file of them is damaged.
     """
     runs = read_runs(folders, keys)
-    trees = [tree for folder in folders for tree in find_trees(folder)]
+    trees = sorted({tree for folder in folders for tree in find_trees(folder)})
     published = [run for tree in trees for run in read_tree(tree, epochs_per_task, keys)]
     runs, sweeps = check_sweeps(folders, runs)
     if not runs and not published:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -132,7 +132,12 @@ def _named(curve: Curve) -> str:
 def _draw(axes: "Axes", curve: Curve, name: str, i: int, width: float, interval: str) -> None:
     colour, line = style_of(i)
     band = curve.band
-    style = {"color": colour, "linestyle": line, "linewidth": width, "marker": MARKERS[i % len(MARKERS)]}
+    style: dict[str, Any] = {
+        "color": colour,
+        "linestyle": line,
+        "linewidth": width,
+        "marker": MARKERS[i % len(MARKERS)],
+    }
     every = max(1, -(-len(curve.x) // MOST_MARKED))
     axes.plot(curve.x, band.mean, **style, markersize=2.5 + width, markevery=(i % every, every), label=name)
     low, high = {"stderr": (band.mean - band.error, band.mean + band.error)}.get(interval, (band.low, band.high))
