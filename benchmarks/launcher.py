@@ -25,8 +25,7 @@ TASK = (
     *("analysis=[]", "use_wandb=false", "figures=false", "device=cpu", "threads=1"),
 )
 COMMANDS = 5
-SHARE = 10
-"""Jobs of each part of the sweep, between which the command alone is clocked."""
+"""The sweep is given in so many parts, and after each of them the command alone."""
 
 
 def processor_seconds() -> float:
@@ -56,7 +55,7 @@ def main(jobs: int = 100) -> None:
     sweep, commands = [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        parts = range(0, jobs, max(SHARE, jobs // COMMANDS))
+        parts = range(0, jobs, max(1, jobs // COMMANDS))
         for first in parts:
             seeds = ",".join(map(str, range(first, min(jobs, first + parts.step))))
             sweep.append(clocked(folder, "launcher=local", f"seed={seeds}"))
