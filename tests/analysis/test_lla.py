@@ -13,11 +13,12 @@ from analysis_context import TINY, make_context
 
 from plans import make_plan
 from plastiscope.analysis.frozen_set import frozen_set
-from plastiscope.analysis.lla import Lla, When, spread
+from plastiscope.analysis.lla import Lla, When, placed, spread
 from plastiscope.analyze import analyze
 from plastiscope.error import ConfigError
 from plastiscope.experiment import run
 from plastiscope.landscape import work
+from plastiscope.landscape.look import Here, SavedPoint
 from plastiscope.landscape.settings import (
     BackendChoice,
     BatchNormPolicy,
@@ -86,6 +87,48 @@ def test_the_path_of_a_training(whole):
     assert not list(whole.rglob("trajectory")) + list(whole.rglob("parts"))
     before = read_json(whole / "task_0001_mlp" / "lla" / "pre_training" / "summary.json")
     assert "planes/trajectory" in before["absent"]
+
+
+SELECTS = ("selection=val_best", "epochs=5", "num_tasks=1", "lla.planes.max_checkpoints=2", "lla.enable_sam=false")
+
+
+def test_the_path_of_a_training_that_selects(tmp_path):
+    """The best epoch in its place, the way beyond it, and the weights after the last epoch; against the snapshots."""
+    folder = tmp_path / "run"
+    run(plan(*SELECTS, "learner.lr=1.5", "lla.enable_spectrum=false", "snapshots.every=1"), folder)
+    scores = [row["validation_accuracy"] for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "epoch"]
+    best = 1 + int(np.argmax(scores))
+    assert 0 < best < 5  # else this shows nothing
+    record = read_json(folder / "task_0000_mlp/lla/post_training/planes/trajectory.json")
+    others = [f"epoch {e}" for e in (0, 2, 5) if e != best]
+    assert record["points"] == sorted([*others, f"epoch {best}, selected"])
+    assert record["points"][record["here"]] == f"epoch {best}, selected"
+    with np.load(folder / "task_0000_mlp/lla/post_training/planes/trajectory.npz") as stored:
+        path, distances = stored["path"], np.hypot(np.linalg.norm(stored["path"], axis=1), stored["residuals"])
+    assert path[record["here"]].tolist() == [0, 0]
+    initial, end = (torch.load(folder / f"snapshots/epoch_00000{e}.pt", weights_only=True) for e in (0, 5))
+    squares = sum((initial[name] - end[name]).double().square().sum().item() for name in end)  # end: the selected ones
+    assert distances[0] == pytest.approx(squares**0.5, rel=1e-6)
+    assert distances[-1] > 0.01  # the last epoch's weights, which no snapshot has
+    again = analyze(folder, [*SMALL[3:], *FIXED, "lla.enable_sam=false", "figures=false"], tmp_path / "again")
+    replayed = read_json(again / "task_0000_mlp/lla/post_training/planes/trajectory.json")
+    assert replayed["points"] == [f"epoch {e}" + ", selected" * (e == best) for e in range(5)]
+    assert replayed["here"] == best
+
+
+@pytest.mark.parametrize(
+    ("here", "others", "said"),
+    [
+        (6, ["epoch 0", "epoch 2", "epoch 4"], Here("the weights", 3)),
+        (2, ["epoch 0", "epoch 4", "epoch 6"], Here("epoch 2, selected", 1)),
+        (3, ["epoch 0", "epoch 2", "epoch 4", "epoch 6"], Here("epoch 3, selected", 2)),
+        (None, ["epoch 0", "epoch 2", "epoch 4", "epoch 6"], Here("the weights, selected", None, False)),
+    ],
+)
+def test_where_the_weights_lie_on_their_path(here, others, said):
+    points, found = placed({e: SavedPoint(f"epoch {e}", dict) for e in (0, 2, 4, 6)}, here, 6)
+    assert [point.name for point in points] == others
+    assert found == said
 
 
 def test_curves_begin_at_the_end_of_the_task_before(whole):

@@ -88,6 +88,21 @@ def test_true_losses_stand_beside_those_of_the_plane(pictures):
     assert "not of the path" in shown and "a random direction (weight distance)" in shown
 
 
+@pytest.mark.parametrize(("here", "lines"), [(3, [(0, 4)]), (1, [(0, 2), (1, 4)]), (None, [(0, 3)])])
+def test_lines_join_the_points_of_a_path_in_their_order(pictures, here, lines):
+    """Never from the last epoch back to weights that were selected before it."""
+    arrays, record = stored(pictures, "planes/trajectory")
+    four = np.array([[0.0, 1], [1, 0], [2, 0], [3, 1]])
+    arrays |= {key: np.arange(4.0) for key in ("true_losses", "plane_losses", "residuals")} | {"path": four}
+    figure = plane(arrays, record | {"points": list("abcd"), "here": here})
+    drawn = [line.get_xydata() for line in figure.axes[0].lines if len(line.get_xydata()) > 1]
+    assert len(drawn) == len(lines)
+    for found, (start, end) in zip(drawn, lines, strict=True):
+        assert found.tolist() == four[start:end].tolist()
+    assert ("dashed: epochs after the selected weights" in texts(figure)) == (here == 1)
+    assert f"{3 if here is None else here} {'abcd'[3 if here is None else here]} (+)" in texts(figure)
+
+
 def test_a_sheared_plane_is_drawn_with_its_lengths_and_angles():
     first, second = np.array([2.0, 0.0, 0.0]), np.array([1.5, 2.0, 0.5])
     cos = first @ second / np.linalg.norm(first) / np.linalg.norm(second)

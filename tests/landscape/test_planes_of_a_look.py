@@ -8,7 +8,7 @@ import torch
 
 from landscape.look_cases import DOUBLE, bowl, looked, normed, of_weights, settings_of, stored
 from plastiscope.error import DataError
-from plastiscope.landscape.look import SavedPoint
+from plastiscope.landscape.look import Here, SavedPoint
 from plastiscope.landscape.settings import BatchNormPolicy, BatchNormSettings, DirectionSettings, Scale
 from plastiscope.measure.keyed import keyed_uniform
 from plastiscope.measure.landscape.connectivity import fresh_statistics
@@ -117,6 +117,27 @@ def test_a_path_in_a_known_plane(tmp_path):
     assert arrays["b"][-1] == pytest.approx(1.2 * np.abs(arrays["path"][:, 1]).max(), rel=1e-12)
     assert record["points"] == ["epoch 0", "epoch 1", "epoch 2", "the weights"] and record["second_axis"] == "PCA"
     assert numbers["plane_trajectory_quad_ratio"] == pytest.approx(1, rel=1e-8)
+
+
+@pytest.mark.parametrize(("before", "is_known"), [(1, True), (None, False)])
+def test_weights_within_their_path(tmp_path, before, is_known):
+    """The path goes on beyond them, or their place is not known: the same points in their order."""
+    landscape, matrix, slope = bowl(tmp_path)
+    theta, eye = landscape.net.theta.detach(), torch.eye(10, dtype=DOUBLE)
+    points = theta + torch.stack([3 * eye[0], -2 * eye[1], -eye[0] - 3 * eye[1]])
+    here = Here("epoch 7, selected", before, is_known)
+    settings = settings_of({"include_trajectory": True})
+    looked(bowl(tmp_path, settings=settings, path=saved(*points), here=here)[0])
+    arrays, record = stored(tmp_path, "planes/trajectory")
+    order = [0, 3, 1, 2] if is_known else [0, 1, 2, 3]
+    every = torch.cat([points, theta[None]])[order]
+    names = ["epoch 0", "epoch 1", "epoch 2", "epoch 7, selected"]
+    assert record["points"] == [names[i] for i in order] and record["here"] == (1 if is_known else None)
+    expected = values_at(matrix, slope, every).numpy()
+    assert arrays["true_losses"] == pytest.approx(expected, rel=1e-12)
+    assert arrays["plane_losses"] == pytest.approx(expected, rel=1e-10)
+    gaps = np.linalg.norm(arrays["path"][:, None] - arrays["path"], axis=-1)
+    assert gaps == pytest.approx(torch.cdist(every, every).numpy(), abs=1e-7)
 
 
 def test_off_the_plane_the_true_loss_differs(tmp_path):

@@ -7,7 +7,7 @@ move under the look. Numbers keep their published names under pre_training/ and 
 
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
@@ -21,19 +21,21 @@ from plastiscope.analysis.analysis import Analysis, When
 from plastiscope.analysis.frozen_set import FrozenSet, frozen_set, frozen_size
 from plastiscope.error import ConfigError
 from plastiscope.event import Context, Numbers
-from plastiscope.landscape.look import Landscape, SavedPoint, State, opened
+from plastiscope.landscape.look import Here, Landscape, SavedPoint, State, opened
 from plastiscope.landscape.routes import Routes
 from plastiscope.landscape.settings import BatchNormPolicy, Endpoints, LandscapeSettings, filled
 from plastiscope.landscape.slices import are_sharded, own_rows
 from plastiscope.landscape.study import everything
 from plastiscope.measure.landscape.space import choose
-from plastiscope.run.snapshots import Snapshots
+from plastiscope.run.snapshots import Snapshots, digest
 from plastiscope.run.storage import write_by
 from plastiscope.task_shift_mode.task import NewHead
 
 _NAMES = "|".join(part.name for part in fields(LandscapeSettings))
 KEY = re.compile(rf"(?<![\w.])((?:{_NAMES})(?:\.\w+)*(?==)|(?:{_NAMES})(?:\.\w+)+)")
 """A setting of a look in a message: its key before "=", or a nested one."""
+LAST_STEP = "last step"
+"""What a replay says of weights at task ends that were not selected."""
 
 
 @dataclass(kw_only=True)
@@ -131,6 +133,7 @@ class Lla(LandscapeSettings, Analysis):
         wants_statistics = is_connected or settings.bn.policy is BatchNormPolicy.recompute
         start, why_none = self._start(context) if is_connected else (None, "")
         test = draw(data.num_samples, "test") if is_connected else None
+        path, here = self._path(context) if when is When.post and self._wants_path else ([], Here())
         return Landscape(
             net=context.net,
             inputs=found.inputs,
@@ -143,7 +146,8 @@ class Lla(LandscapeSettings, Analysis):
             settings=settings,
             seed=context.seed,
             weight_decay=self._weight_decay(context),
-            path=self._path(context) if when is When.post and self._wants_path else (),
+            path=path,
+            here=here,
             start=start,
             without_start=why_none,
             test=None if test is None else (test.inputs, test.targets),
@@ -175,26 +179,53 @@ class Lla(LandscapeSettings, Analysis):
         return self.enable_planes and self.planes.include_trajectory and self.when is not When.pre
 
     def _keep_point(self, context: Context, epochs: int) -> None:
-        """Keep the weights after so many epochs of the task, if they are a point of the path of a training."""
-        is_wanted = self._wants_path and not context.is_replay and self.is_due(context.task_idx + 1)
-        if is_wanted and epochs in spread(range(context.epochs), self.planes.max_checkpoints):
-            place = context.folder(self.name) / "trajectory"
-            place.mkdir(exist_ok=True)
-            state = {name: tensor.detach().cpu().contiguous() for name, tensor in context.net.state_dict().items()}
+        """Keep the weights after so many epochs of the task, if they are a point of the path of a training.
+
+        Of those of every epoch a digest is kept: the weights at the task's end are those of the epoch that is selected.
+        """
+        if not self._wants_path or context.is_replay or not self.is_due(context.task_idx + 1):
+            return
+        place = context.folder(self.name) / "trajectory"
+        place.mkdir(exist_ok=True)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in context.net.state_dict().items()}
+        if epochs:
+            write_by(_digest(place, epochs), lambda file: file.write(digest(state).encode()))
+        if epochs in self._chosen(context):
             write_by(_point(place, epochs), lambda file: torch.save(state, file))
 
-    def _path(self, context: Context) -> list[SavedPoint]:
-        """Weights on the task's way, oldest first: those kept in training, in a replay those that are walked."""
-        first = context.task_idx * context.epochs
+    def _chosen(self, context: Context) -> list[int]:
+        """Epochs of a task after which a training keeps the weights; the last one is always among them."""
+        return [*spread(range(context.epochs), self.planes.max_checkpoints), context.epochs]
+
+    def _path(self, context: Context) -> tuple[list[SavedPoint], Here]:
+        """Weights of the task's training, oldest first, and where those looked at lie among them.
+
+        In a training those that were kept, in a replay those that are walked.
+        """
         if context.is_replay:
-            walked = [e for e in context.epochs_of_task() if e < context.epochs_completed]
-            if first > 0 and first in context.snapshots.epochs() and _keeps_outputs(context):
-                walked = [first, *walked]
-            chosen = spread(walked, self.planes.max_checkpoints)
-            return [SavedPoint(f"epoch {e}", partial(context.snapshots.load, e)) for e in chosen]
-        place = context.folder(self.name) / "trajectory"
-        there = [e for e in spread(range(context.epochs), self.planes.max_checkpoints) if _point(place, e).exists()]
-        return [SavedPoint(f"epoch {first + e}", _loader(_point(place, e))) for e in there]
+            return self._walked(context)
+        place, first = context.folder(self.name) / "trajectory", context.task_idx * context.epochs
+        there = [e for e in self._chosen(context) if _point(place, e).exists()]
+        own = digest(context.net.state_dict())
+        last_first = (context.epochs, *range(1, context.epochs))  # where several are equal, nothing was selected
+        found = [e for e in last_first if _digest(place, e).exists() and _digest(place, e).read_text() == own]
+        points = {first + e: SavedPoint(f"epoch {first + e}", _loader(_point(place, e))) for e in there}
+        return placed(points, first + found[0] if found else None, first + context.epochs)
+
+    def _walked(self, context: Context) -> tuple[list[SavedPoint], Here]:
+        """The path from the weights that are walked; those of a task's end may be those of an earlier epoch."""
+        first, last, snapshots = context.task_idx * context.epochs, context.epochs_completed, context.snapshots
+        walked = [e for e in context.epochs_of_task() if e < last]
+        here: int | None = last
+        if context.replay_facts.get("task_end_weights", LAST_STEP) != LAST_STEP:
+            within = [e for e in walked if e > first]
+            found = [e for e in within if digest(snapshots.load(e)) == context.weights_digest]
+            is_last = within == list(range(first + 1, last))  # the only one that is not there
+            here = found[0] if found else last if is_last else None
+        if first > 0 and first in snapshots.epochs() and _keeps_outputs(context):
+            walked = [first, *walked]
+        chosen = spread(walked, self.planes.max_checkpoints)
+        return placed({e: SavedPoint(f"epoch {e}", partial(snapshots.load, e)) for e in chosen}, here, last)
 
     def _start(self, context: Context) -> tuple[SavedPoint | None, str]:
         """The other end of the curves, or why there is none."""
@@ -219,6 +250,21 @@ def spread(among: Sequence[int], at_most: int) -> list[int]:
     """At most so many of `among`, from the first on at equal distances, rounded down."""
     n = len(among)
     return [among[i * n // at_most] for i in range(at_most)] if n > at_most else list(among)
+
+
+def placed(points: Mapping[int, SavedPoint], here: int | None, last: int) -> tuple[list[SavedPoint], Here]:
+    """The points of a path without the weights that are looked at, and where these lie.
+
+    Args:
+        points: by epochs completed, ascending.
+        here: epochs completed at the weights that are looked at; None = not known.
+        last: epochs completed at the task's end.
+    """
+    others = [point for epoch, point in points.items() if epoch != here]
+    if here is None:
+        return others, Here("the weights, selected", is_known=False)
+    before = sum(epoch < here for epoch in points)
+    return others, Here("the weights" if here == last else f"epoch {here}, selected", before)
 
 
 def _keeps_outputs(context: Context) -> bool:
@@ -246,6 +292,10 @@ def _about(context: Context, found: FrozenSet, split: str) -> dict[str, Any]:
 
 def _point(place: Path, epochs: int) -> Path:
     return place / f"epoch_{epochs:06d}.pt"
+
+
+def _digest(place: Path, epochs: int) -> Path:
+    return place / f"epoch_{epochs:06d}.sha256"
 
 
 def _loader(path: Path) -> Callable[[], State]:

@@ -80,8 +80,8 @@ def plane(arrays: Mapping[str, Array], record: Record) -> "Figure":
         record: of the plane.
     """
     has_path = "true_losses" in arrays
-    figure = new_figure(9.6 if has_path else 5.2, 4.4)
-    axes, *beside = figure.subplots(1, 2, width_ratios=[1.35, 1]) if has_path else [figure.add_subplot()]
+    figure = new_figure(10.4 if has_path else 5.2, 4.4)
+    axes, *beside = figure.subplots(1, 2, width_ratios=[1.35, 1.2]) if has_path else [figure.add_subplot()]
     colours = Colours.of(arrays["losses"], record["picture"]["log_color"])
     _map(axes, arrays, record, arrays["losses"], colours, "loss")
     if "path" in arrays:
@@ -306,18 +306,29 @@ def _mark(axes: "Axes", arrays: Mapping[str, Array], record: Record) -> None:
             box = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1}
             axes.annotate(name, (x, y), (0, 7), textcoords="offset points", ha="center", fontsize=8, bbox=box)
         return
-    axes.plot(*path.T, color=ORANGE, marker="o", markersize=4, linewidth=1.2, markeredgecolor="black")
+    here = _here(record)
+    way = path[: len(path) - 1 if here is None else here + 1]
+    marker = {"marker": "o", "markersize": 4, "markeredgecolor": "black"}
+    style: dict[str, Any] = {"color": ORANGE, "linewidth": 1.2, **marker}
+    axes.plot(*way.T, **style)
+    if here is not None and here + 1 < len(path):
+        axes.plot(*path[here:].T, **style, linestyle="--")
     axes.plot(0, 0, marker="+", color="white", markersize=9, markeredgewidth=1.6)
-    for i in _apart(axes, path):
+    for i in _apart(axes, path, len(path) - 1 if here is None else here):
         axes.annotate(str(i), path[i], xytext=(4, 4), textcoords="offset points", fontsize=7, color="white")
 
 
-def _apart(axes: "Axes", path: Array) -> list[int]:
-    """Points far enough from those named before them to be named, the first one always."""
+def _here(record: Record) -> int | None:
+    """Which point of the path are the weights; None = the last one, which no line joins to the others."""
+    return record.get("here", len(record["points"]) - 1)
+
+
+def _apart(axes: "Axes", path: Array, here: int) -> list[int]:
+    """Points far enough from those named before them to be named, the first one always, the weights never."""
     size = np.array([np.ptp(axes.get_xlim()), np.ptp(axes.get_ylim())])
     named: list[int] = []
-    for i, point in enumerate(path[:-1]):
-        if all(np.linalg.norm((point - path[j]) / size) > 0.05 for j in named):
+    for i, point in enumerate(path):
+        if i != here and all(np.linalg.norm((point - path[j]) / size) > 0.05 for j in named):
             named.append(i)
     return named
 
@@ -329,23 +340,27 @@ def _table(axes: "Axes", arrays: Mapping[str, Array], record: Record) -> None:
     axes.axis("off")
     columns = zip(arrays["true_losses"], arrays["plane_losses"], arrays["residuals"], strict=True)
     names = [_short(name) for name in record["points"]]
+    here = _here(record)
+    names[-1 if here is None else here] += " (+)"
     rows = [
         [f"{i} {name}", *(f"{v:.3g}" for v in row)] for i, (name, row) in enumerate(zip(names, columns, strict=True))
     ]
     heads = ["point", "true loss", "on the plane", "distance"]
     height = min(0.95, 0.055 * (len(rows) + 2))
     table = axes.table(
-        rows, colLabels=heads, colWidths=[0.34, 0.22, 0.24, 0.2], bbox=Bbox.from_bounds(0, 0.97 - height, 1, height)
+        rows, colLabels=heads, colWidths=[0.42, 0.18, 0.22, 0.18], bbox=Bbox.from_bounds(0, 0.97 - height, 1, height)
     )
     table.auto_set_font_size(False)
     table.set_fontsize(7)
     for cell in table.get_celld().values():
         cell.set_linewidth(0.3)
-    axes.set_title("The contours are those of the plane\nthrough the weights, not of the path", fontsize=9)
+    after = here is not None and here + 1 < len(names)
+    note = "\ndashed: epochs after the selected weights" if after else ""
+    axes.set_title(f"The contours are those of the plane\nthrough the weights, not of the path{note}", fontsize=9)
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 18 else f"...{name[-15:]}"
+    return name if len(name) <= 22 else f"...{name[-19:]}"
 
 
 def _curve(axes: "Axes", arrays: Mapping[str, Array], key: str, quantity: str, colour: str, label: str) -> None:

@@ -54,6 +54,21 @@ class SavedPoint:
     load: Callable[[], State]
 
 
+@dataclass(frozen=True)
+class Here:
+    """Where the weights that are looked at lie on a path.
+
+    Attributes:
+        name: of them.
+        before: points of the path that come before them; None = all.
+        is_known: whether that is so; if not, they come last in the files, and no line joins them to the path.
+    """
+
+    name: str = "the weights"
+    before: int | None = None
+    is_known: bool = True
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Landscape:
     """A network, a loss and data, and where results go.
@@ -67,7 +82,8 @@ class Landscape:
         settings: what to compute.
         seed: of all random numbers.
         weight_decay: lambda, for `loss.include_weight_decay`.
-        path: saved weights on the way here, oldest first, without those of `net`; for the trajectory plane.
+        path: saved weights of the training, oldest first, without those of `net`; for the trajectory plane.
+        here: where among them those of `net` lie.
         start: the other end of the curves of mode connectivity.
         without_start: why there is none, for the record.
         test: inputs and targets of samples that were not trained on, for the curves.
@@ -92,6 +108,7 @@ class Landscape:
     seed: int = 0
     weight_decay: float = 0.0
     path: Sequence[SavedPoint] = ()
+    here: Here = Here()
     start: SavedPoint | None = None
     without_start: str = "no other end was given"
     test: tuple[Tensor, Tensor] | None = None

@@ -1,4 +1,4 @@
-"""The loss on planes through the weights: along eigenvectors, at random, and where the path to the weights lies."""
+"""The loss on planes through the weights: along eigenvectors, at random, and where the path of the training lies."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -291,7 +291,7 @@ def _bends(look: Look, name: str, first: Tensor, second: Tensor) -> list[float]:
 
 
 def _trajectory(look: Look) -> Case | str:
-    """The plane in which the path to the weights varies most."""
+    """The plane through the weights in which the path varies most."""
     found = path_of(look)
     if isinstance(found, str):
         return found
@@ -310,6 +310,7 @@ def _trajectory(look: Look) -> Case | str:
     losses = look.work.shared(f"plane_losses_{mark}", len(found.path), on_plane)
     facts = {
         "points": list(found.names),
+        "here": found.here,
         "explained_variance": found.explained.tolist(),
         "second_axis": "random, orthogonal to the first: the points lie on a line" if found.is_second_random else "PCA",
         "units": "distance in weight space",

@@ -74,20 +74,22 @@ def mark_of(states: Sequence[State]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Path:
-    """The way to the weights, seen in the plane in which it varies most.
+    """The points of a training, in their order, seen in the plane through the weights in which they vary most.
 
     Attributes:
-        names: of the points, the last are the weights themselves.
+        names: of the points, the weights themselves among them.
+        here: which point are the weights; None = the last one, and where they belong is not known.
         directions: orthonormal [2, D].
-        path: coordinates float64 [c, 2]; the last one is (0, 0).
+        path: coordinates float64 [c, 2]; (0, 0) of the weights.
         residuals: distances from the plane, float64 [c].
-        explained: share of the squared distances from the last point along each axis, [2].
+        explained: share of the squared distances from the weights along each axis, [2].
         is_second_random: the points lie on a line, and the second axis is a random one orthogonal to it.
         true: loss, its standard error and accuracy of each point with its own statistics, float64 [c, 3].
         mark: of the points.
     """
 
     names: tuple[str, ...]
+    here: int | None
     directions: Tensor
     path: npt.NDArray[np.float64]
     residuals: npt.NDArray[np.float64]
@@ -106,29 +108,33 @@ class Path:
 
 
 def path_of(look: Look) -> Path | str:
-    """The path to the weights, or why there is no plane of it."""
-    points = look.landscape.path
+    """The path that the weights lie on, or why there is no plane of it."""
+    points, here = look.landscape.path, look.landscape.here
     if not points:
-        return "no saved weights on the way here: a path has another point than its end"
+        return "no saved weights on the way here: a path has another point than the weights"
     net = look.frozen.net
     mark = mark_of([loaded(point, net) for point in points])
     part = look.work.once(f"trajectory_{mark}", lambda: _principal(look, points))
     directions = torch.from_numpy(part["directions"]).to(look.weights.device)
     if not directions[0].any():
-        return f"all {len(points)} saved weights equal the last ones: they span nothing"
+        return f"all {len(points)} saved weights equal those looked at: they span nothing"
     if is_line := not directions[1].any():
         noise = look.frozen.space.normals(look.seed, "second_axis", 0, directions.device).double()
         noise = orthogonalised(noise, directions[:1])
         directions[1] = noise / noise.norm()
     true = look.work.shared(f"true_losses_{mark}", len(points) + 1, _true_loss(look, points))
+    before = len(points) if here.before is None else here.before
+    order = [*range(before), len(points), *range(before, len(points))]  # the weights were put last
+    names = [*(point.name for point in points), here.name]
     return Path(
-        names=(*(point.name for point in points), "the weights"),
+        names=tuple(names[i] for i in order),
+        here=before if here.is_known else None,
         directions=directions,
-        path=part["path"],
-        residuals=part["residuals"],
+        path=part["path"][order],
+        residuals=part["residuals"][order],
         explained=part["explained"],
         is_second_random=is_line,
-        true=np.stack([one["measured"] for one in true]),
+        true=np.stack([true[i]["measured"] for i in order]),
         mark=mark,
     )
 
