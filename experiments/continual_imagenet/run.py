@@ -104,7 +104,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("outputs/continual_imagenet"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=HERE, help="where results.json and accuracy.png go")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0; two or more")
-    parser.add_argument("--tasks", type=int, default=20)
+    parser.add_argument("--tasks", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS), metavar="ARM", help="only these")
     given = parser.parse_args(words)

@@ -1,4 +1,4 @@
-"""Incremental CIFAR-100 in small: a narrow residual network, 25 classes, few epochs; what comes out for four learners.
+"""Incremental CIFAR-100 in small: a narrow residual network, 15 classes, few epochs; what comes out for four learners.
 
     python -m experiments.incremental_cifar.run --data FOLDER
 
@@ -112,8 +112,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("outputs/incremental_cifar"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=HERE, help="where results.json and accuracy.png go")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0; two or more")
-    parser.add_argument("--tasks", type=int, default=5, help="of 5 new classes")
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--tasks", type=int, default=3, help="of 5 new classes")
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS), metavar="ARM", help="only these")
     given = parser.parse_args(words)
     found = {arm: accuracies(arm, given) for arm in given.arms}

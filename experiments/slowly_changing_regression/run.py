@@ -117,16 +117,18 @@ def draw(found: dict[str, Array], bin_size: int) -> "Figure":
         colours = iter(COLOURS)
         for arm in arms:
             _draw_arm(axes, arm, found[arm], bin_size, GREY if arm.startswith("linear") else next(colours))
-        axes.set(xlabel="steps", title=f"{title} ({len(found[arms[0]])} seeds)")
+        axes.set(xlabel="millions of steps", title=f"{title} ({len(found[arms[0]])} seeds)")
         axes.legend(frameon=False, fontsize=8)
         plain_frame(axes)
     panels[0].set_ylabel("squared error before the update, mean of a bin")
+    panels[0].scatter([], [], marker="x", s=40, color=GREY, label="published, first and last bin")
+    panels[0].legend(frameon=False, fontsize=8)
     panels[0].set_ylim(bottom=0)
     return figure
 
 
 def _draw_arm(axes: "Axes", arm: str, values: Array, bin_size: int, colour: str) -> None:
-    steps = bin_size * (np.arange(values.shape[1]) + 0.5)
+    steps = bin_size * (np.arange(values.shape[1]) + 0.5) / 1e6
     curve = over_seeds(values)
     axes.plot(steps, curve.mean, color=colour, linewidth=1.3, label=arm)
     axes.fill_between(steps, curve.low, curve.high, color=colour, alpha=0.25, linewidth=0)
