@@ -61,6 +61,7 @@ OTHERS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "spectrum.bottom_k": (1, (SPECTRUM,)),
     "spectrum.tol": (0.3, (SPECTRUM,)),
     "spectrum.order": (Order.magnitude, (SPECTRUM,)),
+    "spectrum.max_steps": (7, (SPECTRUM,)),
     "spectrum.power_iters": (2, (SPECTRUM, "spectrum.cross_check")),
     "spectrum.hutchinson_probes": (6, (SPECTRUM,)),
     "spectrum.esd.num_probes": (3, (SPECTRUM,)),

@@ -49,6 +49,28 @@ def test_counts_of_the_smallest_profile():
     assert forecast(SMOKE, ROUTES, replace(SCENE, processes=4)).seconds == pytest.approx(seconds / 4)
 
 
+def test_steps_of_lanczos_take_time_beside_their_products():
+    """60 steps of one process that is not shared out, and 2 runs of 10 that are; one sample or all is the same."""
+    bare, kept = forecast(SMOKE, ROUTES, SCENE), replace(ROUTES, row=0.01)
+    found = forecast(SMOKE, kept, SCENE)
+    assert found.phases["eigenpairs"] - bare.phases["eigenpairs"] == pytest.approx(0.01 * 60 * 61 / 2)
+    assert found.phases["spectrum"] - bare.phases["spectrum"] == pytest.approx(0.01 * 2 * 10 * 11 / 2)
+    assert found.seconds - bare.seconds == pytest.approx(0.01 * (1830 + 110))
+    halves = replace(SCENE, processes=2)
+    assert forecast(SMOKE, kept, halves).seconds - bare.seconds / 2 == pytest.approx(0.01 * (1830 + 55))
+    few = replace(SCENE, dimension=7)
+    assert forecast(SMOKE, kept, few).seconds - forecast(SMOKE, ROUTES, few).seconds == pytest.approx(0.01 * 3 * 28)
+    off = replace(SMOKE, enable_planes=False, enable_spectrum=False, enable_sam=False)
+    assert forecast(off, kept, SCENE).seconds == 0
+
+
+def test_gradients_of_robust_cells():
+    """The first start takes one for each step, the others one each; 27 cells."""
+    more = replace(SMOKE, sam=replace(SMOKE.sam, steps=3, starts=4))
+    assert forecast(more, ROUTES, SCENE).gradients == 27 * (3 + 3)
+    assert forecast(more, ROUTES, SCENE).forwards == 3 * 25 + 27 * 4
+
+
 def test_what_is_off_costs_nothing():
     off = replace(SMOKE, enable_planes=False, enable_spectrum=False, enable_sam=False)
     assert forecast(off, ROUTES, SCENE).seconds == 0
@@ -81,15 +103,22 @@ def test_a_budget_cuts_in_its_order_and_no_more_than_it_must():
         "spectrum.esd.num_probes": (4, 2),
         "spectrum.esd.lanczos_steps": (30, 29),
     }
+    searched = 2 * 0.3 * (90 - 20)
     deep = cut(whole - 2 * one_run - 20 * one_step - 1)[1]
+    assert deep["spectrum.esd.lanczos_steps"] == (30, 10)
+    assert deep["spectrum.max_steps"] == (90, 88)  # a step is .6 s
+    assert "planes.grid_resolution" not in deep
+    deep = cut(whole - 2 * one_run - 20 * one_step - searched - 1)[1]
+    assert deep["spectrum.max_steps"] == (90, 20)
     assert deep["spectrum.esd.lanczos_steps"] == (30, 10)
     assert deep["planes.grid_resolution"][0] == 21
     assert deep["planes.grid_resolution"][1] % 2 == 1
     settings, least = cut(1e-9)
     assert list(least) == [
-        *("spectrum.esd.num_probes", "spectrum.esd.lanczos_steps", "planes.grid_resolution"),
-        *("evaluation_data.num_samples", "spectrum.hutchinson_probes"),
+        *("spectrum.esd.num_probes", "spectrum.esd.lanczos_steps", "spectrum.max_steps", "planes.grid_resolution"),
+        *("evaluation_data.num_samples", "spectrum.hutchinson_probes", "spectrum.top_k"),
     ]
+    assert least["spectrum.top_k"] == (5, 2)
     assert least["evaluation_data.num_samples"] == (200, 32)
     assert settings.planes.grid_resolution == 5
 
@@ -110,7 +139,7 @@ def test_what_saves_nothing_is_not_cut():
         LandscapeSettings(profile=Profile.quick, enable_spectrum=False, budget=BudgetSettings(max_seconds=1e-9))
     )
     assert [line["key"] for line in fitted(settings, ROUTES, SCENE)[1]] == [
-        *("planes.grid_resolution", "evaluation_data.num_samples"),
+        *("spectrum.max_steps", "planes.grid_resolution", "evaluation_data.num_samples"),
     ]
 
 
@@ -160,7 +189,8 @@ def test_cuts_are_made_recorded_and_said(tmp_path, capsys):
     landscape = small(tmp_path, settings={"budget": BudgetSettings(max_seconds=1e-9)}, routes=ROUTES)
     looked(landscape)
     summary = read_json(tmp_path / "summary.json")
-    assert {line["key"] for line in summary["cuts"]} == {"evaluation_data.num_samples"}
+    assert {line["key"] for line in summary["cuts"]} == {"evaluation_data.num_samples", "spectrum.max_steps"}
+    assert read_json(tmp_path / "spectrum" / "eigenvalues.json")["steps"] <= 20
     assert summary["samples"] == 32
     assert any("budget is exceeded" in text for text in summary["warnings"])
     ids, about = stored(tmp_path, "evaluation_set")

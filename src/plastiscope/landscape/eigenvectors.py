@@ -25,8 +25,9 @@ def wanted(settings: LandscapeSettings) -> tuple[int, int]:
 
 
 def most_steps(settings: LandscapeSettings) -> int:
-    """Steps of the search at most."""
-    return 10 * sum(wanted(settings)) + 20
+    """Steps of the search at most, and never fewer than are wanted; 0 where nothing is."""
+    pairs = sum(wanted(settings))
+    return max(settings.spectrum.max_steps or 10 * pairs + 20, pairs) if pairs else 0
 
 
 def compute(

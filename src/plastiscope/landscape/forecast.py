@@ -5,16 +5,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from plastiscope.error import ConfigError
-from plastiscope.landscape.eigenvectors import wanted
+from plastiscope.landscape.eigenvectors import most_steps, wanted
 from plastiscope.landscape.routes import Routes
 from plastiscope.landscape.settings import Engine, LandscapeSettings, value_at, with_value
 
 CUTS = (
     ("spectrum.esd.num_probes", 2, 1),
     ("spectrum.esd.lanczos_steps", 10, 1),
+    ("spectrum.max_steps", 20, 1),
     ("planes.grid_resolution", 5, 2),
     ("evaluation_data.num_samples", 32, 1),
     ("spectrum.hutchinson_probes", 4, 1),
+    ("spectrum.top_k", 2, 1),
 )
 """What a budget cuts, in this order: key, smallest value, step."""
 
@@ -91,6 +93,8 @@ def forecast(settings: LandscapeSettings, routes: Routes, scene: Scene) -> Forec
     for counts, cost in ((forwards, routes.forward), (gradients, routes.gradient)):
         for name, count in counts.items():
             phases[name] = phases.get(name, 0.0) + count * cost * share
+    for name, count in _kept_rows(settings, scene).items():
+        phases[name] += count * routes.row
     return Forecast(
         products=sum(products.values()),
         forwards=sum(forwards.values()),
@@ -103,8 +107,7 @@ def forecast(settings: LandscapeSettings, routes: Routes, scene: Scene) -> Forec
 
 def planned_pairs(settings: LandscapeSettings, dimension: int) -> int:
     """Products of the search for eigenpairs, at most."""
-    pairs = sum(wanted(settings))
-    return min(10 * pairs + 20, dimension) + pairs if pairs else 0
+    return min(most_steps(settings), dimension) + sum(wanted(settings))
 
 
 def planned_probes(settings: LandscapeSettings, scene: Scene) -> int:
@@ -126,6 +129,8 @@ def fitted(settings: LandscapeSettings, routes: Routes, scene: Scene) -> tuple[L
     is left alone. Where all cuts are not enough, the look goes on with all of them.
     """
     most, cuts = settings.budget.max_seconds, []
+    if most is not None and most_steps(settings):
+        settings = with_value(settings, "spectrum.max_steps", most_steps(settings))
     for key, smallest, step in CUTS if most is not None else ():
         assert most is not None
         here = value_at(settings, key)
@@ -187,10 +192,28 @@ def _cells(settings: LandscapeSettings, scene: Scene) -> tuple[int, int, int]:
     return count * planes.grid_resolution**2, robust, by_products
 
 
+def _kept_rows(settings: LandscapeSettings, scene: Scene) -> dict[str, float]:
+    """Vectors that the steps of all Lanczos processes are freed from, at most, in the time of one process.
+
+    One process alone searches for eigenpairs, each run of the density is one's own; m steps are freed from 1, 2, ...,
+    m vectors.
+    """
+
+    def rows(steps: int) -> float:
+        m = min(steps, scene.dimension)
+        return m * (m + 1) / 2
+
+    esd, found = settings.spectrum.esd, {"eigenpairs": rows(most_steps(settings)), "spectrum": 0.0}
+    if settings.enable_spectrum:
+        assert esd.num_probes is not None and esd.lanczos_steps is not None
+        found["spectrum"] = esd.num_probes * rows(esd.lanczos_steps) / scene.processes
+    return found
+
+
 def _memory(settings: LandscapeSettings, scene: Scene) -> int:
     pairs = sum(wanted(settings))
     vectors = 8 + 2 * pairs  # weights, base, directions; the pairs and their images
-    basis = min(10 * pairs + 20, scene.dimension) if pairs else 0
+    basis = min(most_steps(settings), scene.dimension)
     if settings.enable_spectrum:
         assert settings.spectrum.esd.lanczos_steps is not None
         basis = max(basis, min(settings.spectrum.esd.lanczos_steps, scene.dimension))

@@ -13,6 +13,7 @@ from plastiscope.measure.landscape.timing import (
     choose_candidate,
     time_candidates,
     time_forward,
+    time_row,
 )
 
 
@@ -29,6 +30,7 @@ class Routes:
         product, forward, gradient: seconds of one; 0 of what is not needed.
         table: what was timed, a line each.
         is_timed: whether the choice was made by timing, or is that of the settings.
+        row: seconds that a Lanczos step takes for each vector it has kept, see `time_row`.
     """
 
     backend: str
@@ -41,6 +43,7 @@ class Routes:
     gradient: float
     table: tuple[dict[str, Any], ...]
     is_timed: bool
+    row: float = 0.0
 
     @classmethod
     def restored(cls, facts: dict[str, Any]) -> "Routes":
@@ -90,6 +93,7 @@ def choose_routes(frozen: FrozenLoss, settings: LandscapeSettings, products: int
         gradient=time.perf_counter() - began,
         table=(*map(_line, timings), *({"forward": True, "micro_batch": s, "seconds": t} for s, t in forwards.items())),
         is_timed=is_open,
+        row=time_row(frozen) if products else 0.0,
     )
 
 

@@ -192,6 +192,8 @@ class SpectrumSettings:
     bottom_k: int = 2
     tol: float = 1e-3
     order: Order = Order.algebraic
+    max_steps: int | None = None
+    """Lanczos steps of the search for eigenpairs at most; null = 10 for each pair that is wanted, and 20."""
     power_iters: int | None = None
     """Of PyHessian's power iteration (100 where it is null); an error with the native engine."""
     hutchinson_probes: int | None = None
@@ -203,7 +205,7 @@ class SpectrumSettings:
     def __post_init__(self) -> None:
         """Check the ranges."""
         _options(self)
-        _positive(self, "top_k", "tol", "power_iters", "hutchinson_probes")
+        _positive(self, "top_k", "tol", "max_steps", "power_iters", "hutchinson_probes")
         require(self.bottom_k >= 0, "bottom_k", self.bottom_k, "must be 0 or more")
         if self.power_iters is not None and self.engine is Engine.native and not self.cross_check:
             raise ConfigError(
@@ -258,7 +260,7 @@ class BudgetSettings:
     """Limits of one look."""
 
     max_seconds: float | None = None
-    """Scale probes, steps, grid and samples down until the forecast fits."""
+    """Scale probes, steps, grid, samples and eigenpairs down until the forecast fits."""
     abort_if_estimated_hours_over: float | None = None
     """Refuse to begin above this forecast."""
 

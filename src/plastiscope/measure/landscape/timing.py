@@ -14,6 +14,7 @@ import torch
 
 from plastiscope.error import ConfigError
 from plastiscope.measure.landscape.frozen import FrozenLoss
+from plastiscope.measure.landscape.krylov import freed
 from plastiscope.measure.landscape.memory import Adaptation, budget, is_out_of_memory
 from plastiscope.measure.landscape.operator import KEPT, Backend, FrozenOperator, HessianOperator, NonFiniteProduct
 from plastiscope.measure.loss import Loss
@@ -29,6 +30,8 @@ FAR_OFF = 2.0
 """A first product, which also warms up, takes less than so many later ones."""
 CLOSE = 1.3
 """A route that is so much slower with one size is not tried with others; what is closer to the best is timed again."""
+ROWS = 16
+"""Vectors of the basis that the bookkeeping of a Lanczos step is timed with."""
 AGAIN_FROM = 150
 """Planned products from which timing again is cheap."""
 
@@ -208,3 +211,19 @@ def time_forward(frozen: FrozenLoss, micro_batches: Sequence[int] = MICRO_BATCHE
             taken.append(time.perf_counter() - began)
         found[sized.batch_size] = min(taken)
     return found
+
+
+def time_row(frozen: FrozenLoss) -> float:
+    """Seconds that a Lanczos step takes beside its product, for each vector it has kept, the smaller of two.
+
+    A step frees its product from all vectors before it, so m steps take m (m + 1) / 2 times as long.
+    """
+    first, dimension = frozen.parameters[0], frozen.space.dimension
+    basis = first.new_full((ROWS, dimension), 1 / dimension).detach()
+    vector = frozen.space.normals(0, "timing", 0, first.device).to(first.dtype)
+    taken = []
+    for _ in range(2):
+        began = time.perf_counter()
+        freed(vector, basis)
+        taken.append(time.perf_counter() - began)
+    return min(taken) / ROWS
