@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 
 from collect.small_runs import analysis, ends, epochs, learner, write_run
+from plastiscope.collect.command import short_labels
 from plastiscope.collect.curves import chosen, curves, grouped, points, telling
 from plastiscope.collect.settings import MISSING, difference, is_same, read_settings
 from plastiscope.collect.table import collect
 from plastiscope.error import ConfigError, DataError
+from plastiscope.figure.curves import Curve
+from plastiscope.measure.over_seeds import over_seeds
 
 
 @pytest.fixture
@@ -115,6 +118,22 @@ def test_rows_at_the_same_place_are_averaged_and_gaps_left_out(tmp_path):
 
 def test_telling_settings_are_as_few_as_do(study):
     assert telling(study, ["learner.lr", "learner.weight_decay", "learner"]) == ["learner", "learner.lr"]
+
+
+def test_labels_of_pictures_are_short_where_they_can_be():
+    band = over_seeds(np.ones((1, 1)))
+    drawn = [Curve(label, np.ones(1), band) for label in ("learner=l2, learner.lr=0.1", "learner=l2, net.widths=[5]")]
+    assert short_labels(drawn) == ["learner=l2, lr=0.1", "learner=l2, widths=[5]"]
+    drawn.append(Curve("probe.lr=1", np.ones(1), band))
+    assert short_labels(drawn)[0] == "learner=l2, learner.lr=0.1" and short_labels(drawn)[2] == "probe.lr=1"
+
+
+def test_a_setting_that_a_group_does_not_have_is_not_in_its_label(tmp_path):
+    for name, more in (("l2", {}), ("redo", {"tau": 0.1}), ("redo", {"tau": 0.2})):
+        place = tmp_path / "_".join([name, *map(str, more.values())])
+        write_run(place, epochs(2, loss=[1.0]), learner=learner(name, **more))
+    labels = [group.label for group in grouped(collect([tmp_path]).runs, None)]
+    assert labels == ["learner=l2", "learner=redo, learner.tau=0.1", "learner=redo, learner.tau=0.2"]
 
 
 def test_the_difference_of_two_runs(tmp_path):

@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,7 +160,8 @@ def _plot(
     for note in notes:
         print(note)
     drawn = [Curve(curve.group.label, curve.x, curve.band()) for curve in found]
-    picture = save(seed_curves(drawn, labels, marks), target / f"{file}.png")
+    shown = [replace(curve, label=label) for curve, label in zip(drawn, short_labels(drawn), strict=True)]
+    picture = save(seed_curves(shown, labels, marks), target / f"{file}.png")
     table = picture.with_suffix(".csv")
     write_atomic(table, _csv(drawn).encode())
     return [picture, table]
@@ -166,6 +169,14 @@ def _plot(
 
 AXES = {EPOCHS_COMPLETED: "epochs completed", "task_idx": "task (from 0)", "global_epoch": "epoch of the run (from 0)"}
 """What usual axes are called."""
+
+
+def short_labels(drawn: Sequence[Curve]) -> list[str]:
+    """Labels with the last part of each setting's name, where that is not another setting's too."""
+    keys = {key for curve in drawn for key in re.findall(r"([\w.]+)=", curve.label)}
+    last = [key.rpartition(".")[2] for key in keys]
+    short = {key: key.rpartition(".")[2] for key in keys if last.count(key.rpartition(".")[2]) == 1}
+    return [re.sub(r"([\w.]+)=", lambda found: f"{short.get(found[1], found[1])}=", curve.label) for curve in drawn]
 
 
 def _whole(given: dict[str, str], key: str) -> int | None:

@@ -117,7 +117,7 @@ def telling(runs: Sequence[CollectedRun], keys: Sequence[str]) -> list[str]:
     for key in sorted(keys, key=lambda key: key.count(".")):
         if parts([*found, key]) > parts(found):
             found.append(key)
-    for key in list(found):
+    for key in [key for key in found if "." in key]:  # a component stays: it says more than its settings
         others = [other for other in found if other != key]
         if parts(others) == parts(keys):
             found = others
@@ -125,7 +125,8 @@ def telling(runs: Sequence[CollectedRun], keys: Sequence[str]) -> list[str]:
 
 
 def _group(keys: Sequence[str], values: Sequence[str], members: Sequence[CollectedRun], keep: Sequence[str]) -> Group:
-    label = ", ".join(f"{key}={value}" for key, value in zip(keys, values, strict=True))
+    pairs = zip(keys, values, strict=True)
+    label = ", ".join(f"{key}={value}" for key, value in pairs if value != MISSING)
     where = f"runs of {label}" if label else "the runs"
     if other := _differ(members, keep):
         values_of = {key: sorted({said(run.settings[key]) for run in members if key in run.settings}) for key in other}

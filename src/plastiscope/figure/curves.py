@@ -94,7 +94,7 @@ def seed_curves(curves: Sequence[Curve], labels: CurveLabels, marks: Sequence[Ma
     names = [_named(curve) for curve in curves]
     columns = max(1, min(len(names), MOST_IN_ROW // max(len(name) for name in names)))
     rows = -(-(len(names) + 2 * bool(marks)) // columns)
-    figure = new_figure(6.4, 3.6 + 0.2 * rows)
+    figure = new_figure(max(6.4, 0.09 * max(len(name) for name in names) + 1), 3.6 + 0.2 * rows)
     axes = figure.add_subplot()
     for i, (curve, name) in enumerate(zip(curves, names, strict=True)):
         width = min(WIDEST, THINNEST + 0.5 * (len(curves) - 1 - i))
