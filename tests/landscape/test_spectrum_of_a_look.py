@@ -26,14 +26,16 @@ from plastiscope.measure.loss import Loss
 from plastiscope.run.storage import read_json
 
 RUNS, STEPS, PROBES = 3, 12, 7
+RANK = {"hessian_effective_rank", "hessian_effective_rank_stderr"}
 KEYS = {
+    *RANK,
     *(f"hessian_top_eig_{i}" for i in range(1, 6)),
     *(f"hessian_top_eig_{i}_residual" for i in range(1, 6)),
     *(f"hessian_bottom_eig_{i}" for i in (1, 2)),
     *(f"hessian_{sign}_{what}" for sign in ("negative", "positive", "zero") for what in ("mass", "count")),
     *(f"hessian_{sign}_density_{what}" for sign in ("negative", "positive") for what in ("integral", "peak")),
     *("hessian_trace_estimate", "hessian_trace_stderr", "hessian_trace_probes", "hessian_trace_fraction_topk"),
-    *("hessian_partial_topk_sum", "hessian_fro2", "hessian_effective_rank", "hessian_eig_converged", "param_norm"),
+    *("hessian_partial_topk_sum", "hessian_fro2", "hessian_fro2_stderr", "hessian_eig_converged", "param_norm"),
     *("hesd_re", "hesd_khn", "hessian_negative_fraction", "hessian_negative_mass_ratio_total"),
     *("hessian_signed_mass_balance", "hessian_min_eigenvalue", "hessian_max_eigenvalue", "lla_hvp_count"),
 }
@@ -95,9 +97,14 @@ def test_trace_is_that_of_the_probes(whole):
     assert numbers["hessian_trace_estimate"] == pytest.approx((samples.mean() + known).item(), rel=1e-9)
     assert numbers["hessian_trace_stderr"] == pytest.approx((samples.std() / math.sqrt(PROBES)).item(), rel=1e-9)
     assert numbers["hessian_trace_probes"] == PROBES
-    squares = (vectors @ hessian).square().sum(1).mean().item()
-    assert numbers["hessian_fro2"] == pytest.approx(squares, rel=1e-9)
-    assert numbers["hessian_effective_rank"] == pytest.approx(numbers["hessian_trace_estimate"] ** 2 / squares)
+    norms = (vectors @ hessian).square().sum(1)
+    assert numbers["hessian_fro2"] == pytest.approx(norms.mean().item(), rel=1e-9)
+    assert numbers["hessian_fro2_stderr"] == pytest.approx((norms.std() / math.sqrt(PROBES)).item(), rel=1e-9)
+    rank = numbers["hessian_trace_estimate"] ** 2 / norms.mean().item()
+    assert numbers["hessian_effective_rank"] == pytest.approx(rank)
+    ratios = torch.tensor([2, -1], dtype=DOUBLE) / torch.tensor([numbers["hessian_trace_estimate"], norms.mean()])
+    spread = rank**2 * (ratios @ torch.cov(torch.stack([samples, norms])) @ ratios)  # of 2 ln t - ln f
+    assert numbers["hessian_effective_rank_stderr"] == pytest.approx((spread / PROBES).sqrt().item(), rel=1e-6)
     arrays, record = stored(folder, "spectrum/trace")
     plain = torch.einsum("ki,ij,kj->k", vectors, hessian, vectors)
     assert arrays["plain"] == pytest.approx(plain.numpy(), rel=1e-9)
@@ -130,6 +137,14 @@ def test_density_is_that_of_the_same_probes(whole):
     assert numbers["hessian_negative_mass"] == pytest.approx(record["negative_mass"]["value"])
 
 
+def test_a_node_at_the_edge_of_the_zero_band_lies_in_it(tmp_path):
+    """With a band as wide as the largest node all mass is zero mass, in the record as in the numbers."""
+    esd = DensitySettings(num_probes=2, lanczos_steps=5, zero_tol=1.0)
+    numbers = looked(fixture(tmp_path, {"esd": esd}))
+    _, record = stored(tmp_path, "spectrum/density")
+    assert record["near_zero"]["value"] == numbers["hessian_zero_mass"] == pytest.approx(1, rel=1e-12)
+
+
 def test_products_are_counted_whoever_computes_them(tmp_path):
     with opened(fixture(tmp_path)) as look:
         from plastiscope.landscape.study import everything
@@ -151,14 +166,18 @@ def test_a_fraction_of_an_uncertain_trace_is_left_out(tmp_path):
         of_weights(lambda t: 0.5 * t @ matrix @ t, torch.zeros(24, dtype=DOUBLE), tmp_path, settings=settings)
     )
     assert abs(numbers["hessian_trace_estimate"]) < 2 * numbers["hessian_trace_stderr"]
-    assert "hessian_trace_fraction_topk" not in numbers
+    assert not numbers.keys() & {"hessian_trace_fraction_topk", *RANK}
+    assert numbers["hessian_fro2_stderr"] >= 0
+    told = read_json(tmp_path / "spectrum" / "trace.json")["effective_rank"]
+    assert told["value"] < 2 * told["standard_error"]  # in the record all the same, with what it is worth
     assert numbers["hessian_partial_topk_sum"] == pytest.approx(values.sort(descending=True).values[:2].sum().item())
 
 
 def test_one_probe_has_no_error(tmp_path):
     spectrum = {"hutchinson_probes": 1, "esd": DensitySettings(num_probes=1, lanczos_steps=5)}
     numbers = looked(fixture(tmp_path, spectrum))
-    assert numbers.keys() == KEYS - {"hessian_trace_stderr", "hessian_trace_fraction_topk"}
+    unknown = {"hessian_trace_stderr", "hessian_fro2_stderr", "hessian_trace_fraction_topk", *RANK}
+    assert numbers.keys() == KEYS - unknown
     assert read_json(tmp_path / "spectrum" / "trace.json")["trace"]["standard_error"] is None
 
 

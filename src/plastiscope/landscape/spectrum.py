@@ -134,7 +134,7 @@ def _trace(look: Look, found: Trace, probes: list[Probe]) -> Numbers:
         "deflated_eigenpairs": len(look.eigenpairs.values),
         "layers": {name: _told(estimate) for name, estimate in layers.items()},
         "frobenius2": _told(found.frobenius2),
-        "effective_rank": found.effective_rank,
+        "effective_rank": _told(found.effective_rank),
     }
     arrays = {name: np.array([getattr(probe, name) for probe in probes]) for name in ("plain", "deflated", "norm2")}
     look.work.save(PART, "trace", {**arrays, "blocks": torch.stack([p.blocks for p in probes])}, facts)
@@ -145,10 +145,12 @@ def _trace(look: Look, found: Trace, probes: list[Probe]) -> Numbers:
         "hessian_trace_probes": float(trace.n),
         "hessian_partial_topk_sum": top,
         "hessian_fro2": found.frobenius2.value,
-        "hessian_effective_rank": found.effective_rank,
+        "hessian_fro2_stderr": found.frobenius2.standard_error,
     }
-    if abs(trace.value) >= 2 * trace.standard_error:  # never of an unknown error
+    if found.is_known:
         numbers["hessian_trace_fraction_topk"] = top / trace.value
+        numbers["hessian_effective_rank"] = found.effective_rank.value
+        numbers["hessian_effective_rank_stderr"] = found.effective_rank.standard_error
     return numbers
 
 
@@ -166,7 +168,7 @@ def _density(look: Look, runs: list[Quadrature], orthogonality_error: float) -> 
         "grid_mass": density.mass,
         "zero_band": eps,
         "moments": [_pair(*mean_and_error(runs, partial(Quadrature.moment, k=k))) for k in range(1, 5)],
-        "near_zero": _pair(*mean_and_error(runs, lambda run: run.weights[run.nodes.abs() < eps].sum().item())),
+        "near_zero": _pair(*mean_and_error(runs, lambda run: run.weights[run.nodes.abs() <= eps].sum().item())),
         "negative_mass": _pair(*mean_and_error(runs, lambda run: run.weights[run.nodes < -eps].sum().item())),
         "scalars": numbers,
         "smoothing": "Gaussian, a choice of the picture; counts and K_hn depend on lanczos_steps",

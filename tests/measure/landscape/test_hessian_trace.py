@@ -63,7 +63,11 @@ def test_mean_and_variance_on_fixture_f(dense: DenseOperator, probes: list[Probe
     found = trace_of(probes, None)
     assert found.frobenius2.value == pytest.approx(FROBENIUS2, rel=0.05)
     assert found.trace.standard_error == pytest.approx(plain.std().item() / math.sqrt(4000), rel=1e-6)
-    assert found.effective_rank == pytest.approx(found.trace.value**2 / found.frobenius2.value)
+    assert found.effective_rank.value == pytest.approx(found.trace.value**2 / found.frobenius2.value)
+    groups = [trace_of(probes[i : i + 100], None).effective_rank for i in range(0, 4000, 100)]
+    spread = torch.tensor([group.value for group in groups]).std().item()
+    told = [group.standard_error for group in groups]
+    assert sum(told) / len(told) == pytest.approx(spread, rel=0.3)
 
 
 def test_interval_covers_what_it_says(probes: list[Probe]) -> None:

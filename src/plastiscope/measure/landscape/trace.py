@@ -144,29 +144,44 @@ class Trace:
         plain: of the same probes without deflation.
         layers: trace of each block.
         frobenius2: ||H||_F^2.
+        effective_rank: tr^2 / ||H||_F^2.
     """
 
     trace: Estimate
     plain: Estimate
     layers: tuple[Estimate, ...]
     frobenius2: Estimate
+    effective_rank: Estimate
 
     @property
-    def effective_rank(self) -> float:
-        """tr^2 / ||H||_F^2."""
-        return self.trace.value**2 / self.frobenius2.value if self.frobenius2.value else math.nan
+    def is_known(self) -> bool:
+        """Whether the trace is two standard errors from zero; never with an unknown error."""
+        return abs(self.trace.value) >= 2 * self.trace.standard_error
 
 
 def trace_of(probes: Sequence[Probe], deflation: Deflation | None) -> Trace:
     """The estimates of some probes."""
     plain, deflated, norm2 = torch.tensor([(p.plain, p.deflated, p.norm2) for p in probes], dtype=torch.float64).T
-    known = 0.0 if deflation is None else deflation.trace
+    trace, frobenius2 = Estimate.of(deflated, 0.0 if deflation is None else deflation.trace), Estimate.of(norm2)
     return Trace(
-        trace=Estimate.of(deflated, known),
+        trace=trace,
         plain=Estimate.of(plain),
         layers=tuple(Estimate.of(block) for block in torch.stack([p.blocks for p in probes]).T),
-        frobenius2=Estimate.of(norm2),
+        frobenius2=frobenius2,
+        effective_rank=_effective_rank(trace, frobenius2, deflated, norm2),
     )
+
+
+def _effective_rank(trace: Estimate, frobenius2: Estimate, deflated: Tensor, norm2: Tensor) -> Estimate:
+    """The rank r = t^2 / f from samples of t and f of the same probes, both [n]; NaN where f is 0.
+
+    Its error by the delta method is that of the samples (2 t / f) t_i - (t / f)^2 f_i, so that what both share counts.
+    """
+    if not frobenius2.value:
+        return Estimate(math.nan, math.nan, trace.n)
+    slope = trace.value / frobenius2.value
+    error = Estimate.of(2 * slope * deflated - slope**2 * norm2).standard_error
+    return Estimate(trace.value * slope, error, trace.n)
 
 
 def difference(after: Sequence[Probe], before: Sequence[Probe]) -> Estimate:
