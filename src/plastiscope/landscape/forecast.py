@@ -93,8 +93,8 @@ def forecast(settings: LandscapeSettings, routes: Routes, scene: Scene) -> Forec
     for counts, cost in ((forwards, routes.forward), (gradients, routes.gradient)):
         for name, count in counts.items():
             phases[name] = phases.get(name, 0.0) + count * cost * share
-    for name, count in _kept_rows(settings, scene).items():
-        phases[name] += count * routes.row
+    for name, rows in _kept_rows(settings, scene).items():
+        phases[name] += rows * routes.row
     return Forecast(
         products=sum(products.values()),
         forwards=sum(forwards.values()),
