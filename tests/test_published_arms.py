@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from plans import make_plan
+from plastiscope.error import DataError
+from plastiscope.experiment import run
 
 EXPERIMENTS = Path(__file__).parents[1] / "configs" / "experiment"
 
@@ -177,3 +179,20 @@ def test_numbers_of_every_epoch():
         "representation.subsets": ["current"],
         "curvature.every": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("experiment", "said"),
+    [
+        ("incremental_cifar/retrained", "No CIFAR100 in .*nowhere. Put train, test, meta"),
+        ("continual_imagenet/l2", "No class arrays in .*nowhere/classes"),
+        ("permuted_mnist_as_published/adam", "No MNIST in .*nowhere. Put train-images"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_data_that_are_not_there_are_named(experiment, said, dry_run, tmp_path):
+    download = [] if "imagenet" in experiment else ["data.download=false"]
+    overrides = [f"experiment={experiment}", f"data.folder={tmp_path}/nowhere", f"dry_run={dry_run}".lower(), *download]
+    with pytest.raises(DataError, match=said):
+        run(make_plan(*overrides), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
