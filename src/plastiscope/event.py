@@ -211,6 +211,10 @@ class Callback:
         """Seconds of its looks at one task, if it can tell without looking; None = it has to be tried."""
         return None
 
+    def take_seconds(self) -> Numbers:
+        """Seconds of its parts by key, for timings.jsonl beside the event's own; asked for after each, given once."""
+        return {}
+
     def on_run_begin(self, context: Context) -> Numbers | None:
         """The network as initialised; called once, not again on a resume."""
 

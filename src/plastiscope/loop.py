@@ -37,6 +37,8 @@ class Events:
                 began = time.perf_counter()
                 numbers |= getattr(callback, event)(self.context) or {}
                 self.journal.time(f"{callback.name}/runtime_sec", time.perf_counter() - began)
+                for key, seconds in callback.take_seconds().items():
+                    self.journal.time(key, seconds)
         return numbers
 
     @contextmanager

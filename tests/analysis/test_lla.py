@@ -79,6 +79,19 @@ def test_numbers_of_both_ends_are_in_the_row_of_the_end_and_at_once_in_files(who
     assert pre["numbers"]["plane_hessian_center_loss"] > post["numbers"]["plane_hessian_center_loss"]
 
 
+def test_seconds_of_a_tasks_looks_are_in_the_row_of_its_end(whole):
+    """By phase, of both looks together, and in all; in timings.jsonl alone."""
+    ends = [row for row in read_rows(whole / "timings.jsonl") if "lla_runtime_sec" in row]
+    assert [(row["kind"], row["task_idx"]) for row in ends] == [("task_end", k) for k in range(3)]
+    for row in ends:
+        place = whole / f"task_{row['task_idx']:04d}_mlp" / "lla"
+        looks = [read_json(place / f"{phase}_training" / "summary.json")["seconds"] for phase in ("pre", "post")]
+        phases = {key.removeprefix("lla_runtime_sec/"): row[key] for key in row if key.startswith("lla_runtime_sec/")}
+        assert phases == {key: sum(look[key] for look in looks) for key in looks[0]}
+        assert row["lla_runtime_sec"] == pytest.approx(sum(phases.values()))
+    assert not [key for row in read_rows(whole / "metrics.jsonl") for key in row if "runtime" in key]
+
+
 def test_the_path_of_a_training(whole):
     """Its epochs, without the last, whose weights are looked at; scratch is gone when the run is."""
     record = read_json(whole / "task_0001_mlp" / "lla" / "post_training" / "planes" / "trajectory.json")

@@ -28,7 +28,7 @@ from plastiscope.landscape.slices import are_sharded, own_rows
 from plastiscope.landscape.study import everything
 from plastiscope.measure.landscape.space import choose
 from plastiscope.run.snapshots import Snapshots, digest
-from plastiscope.run.storage import write_by
+from plastiscope.run.storage import read_json, write_by
 from plastiscope.task_shift_mode.task import NewHead
 
 _NAMES = "|".join(part.name for part in fields(LandscapeSettings))
@@ -53,6 +53,7 @@ class Lla(LandscapeSettings, Analysis):
         LandscapeSettings.__post_init__(self)
         Analysis.__post_init__(self)
         self._routes: Routes | None = None
+        self._seconds: Numbers = {}
 
     def forecast(self, context: Context) -> float:
         """Seconds of its looks at a task, from the routes that are the fastest here."""
@@ -86,7 +87,15 @@ class Lla(LandscapeSettings, Analysis):
 
     def on_task_end(self, context: Context) -> Numbers:
         """The look after training."""
-        return self._look(context, When.post) if self.when is not When.pre else {}
+        numbers = self._look(context, When.post) if self.when is not When.pre else {}
+        if self.enables_something and self.is_due(context.task_idx + 1):
+            self._seconds = _seconds(context.folder(self.name))
+        return numbers
+
+    def take_seconds(self) -> Numbers:
+        """Of the looks at a task, in the row of its end: `lla_runtime_sec`, and `lla_runtime_sec/<phase>`."""
+        seconds, self._seconds = self._seconds, {}
+        return seconds
 
     def on_run_end(self, context: Context) -> None:
         """Scratch of the last task goes."""
@@ -288,6 +297,16 @@ def _about(context: Context, found: FrozenSet, split: str) -> dict[str, Any]:
         "active_outputs": found.active_outputs,
         "notes": [found.note] if found.note else [],
     }
+
+
+def _seconds(folder: Path) -> Numbers:
+    """What the looks at a task took, as their summaries have it, in all and by phase: both looks of it together."""
+    found: Numbers = {}
+    for when in (When.pre, When.post):
+        for phase, seconds in (read_json(folder / _phase(when) / "summary.json") or {"seconds": {}})["seconds"].items():
+            for key in ("lla_runtime_sec", f"lla_runtime_sec/{phase}"):
+                found[key] = found.get(key, 0.0) + seconds
+    return found
 
 
 def _point(place: Path, epochs: int) -> Path:
