@@ -95,6 +95,23 @@ def test_random_planes_and_their_spread(quadratic):
     assert spread["mean"] == pytest.approx(np.mean(surfaces, axis=0))
 
 
+def test_quad_ratio_is_the_slope_over_both_axes(tmp_path):
+    """A term of fourth order along one axis: the steep axis counts by the square of its curvature, as in a fit."""
+
+    def loss(t):
+        return 2 * t[0] ** 2 + 0.5 * t[1] ** 2 + t[1] ** 4
+
+    theta = torch.zeros(2, dtype=DOUBLE)
+    looked_at = of_weights(loss, theta, tmp_path, settings=settings_of({"include_hessian": True, "span": 1.0}))
+    numbers = looked(looked_at)
+    _, record = stored(tmp_path, "planes/hessian")
+    assert record["expected_curvatures"] == pytest.approx([4, 1], rel=1e-9)
+    step = 0.5  # of five cells from -1 to 1; through -h, 0, h the curvature of t^4 is 2 h^2
+    bent = 1 + 2 * step**2
+    assert record["quad_ratios"] == pytest.approx([1, bent], rel=1e-6)
+    assert numbers["plane_hessian_quad_ratio"] == pytest.approx((4 * 4 + bent * 1) / (4**2 + 1), rel=1e-6)
+
+
 def saved(*vectors):
     return [SavedPoint(f"epoch {i}", lambda v=v: {"theta": v.clone()}) for i, v in enumerate(vectors)]
 

@@ -88,6 +88,20 @@ def test_a_radius_of_zero_and_a_stationary_point(tmp_path):
     assert numbers["sam_max_gap"] > 0
 
 
+def test_the_largest_gap_is_no_size(tmp_path):
+    """On L = -||theta||^2 with a ball far larger than the way to its top, a step leads down on the other side."""
+    rho = 5.0
+    settings = settings_of({"include_random": True}, enable_sam=True, sam=RobustSettings(rho=rho))
+    hill = of_weights(lambda t: -t.square().sum(), torch.full((3,), 0.5, dtype=DOUBLE), tmp_path, settings=settings)
+    numbers = looked(hill)
+    gaps = stored(tmp_path, "sam/random_0")[0]["gap"]
+    distances = np.sqrt(-stored(tmp_path, "sam/random_0")[0]["losses"])
+    assert gaps == pytest.approx(2 * rho * distances - rho**2, rel=1e-9)
+    assert (gaps < 0).all()
+    assert numbers["sam_max_gap"] == gaps.max() == numbers["sam_random_max_gap"]
+    assert numbers["sam_mean_gap"] == pytest.approx(gaps.mean())
+
+
 def test_without_planes_there_is_none(tmp_path):
     landscape, *_ = bowl(tmp_path, settings=settings_of(None, enable_sam=True, enable_spectrum=True))
     assert not [key for key in looked(landscape) if key.startswith("sam")]

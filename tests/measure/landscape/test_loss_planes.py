@@ -12,6 +12,7 @@ from plastiscope.measure.landscape.operator import HessianOperator
 from plastiscope.measure.landscape.plane import (
     Ascent,
     Plane,
+    _from_random_point,
     laid_out_as,
     offsets,
     robust_loss,
@@ -192,6 +193,24 @@ def test_the_worst_of_several_ascents_of_a_quadratic(kind: Ascent) -> None:
         assert value == pytest.approx(max(found), rel=1e-11)
     assert len({round(value, 6) for value in found}) == 4
     assert frozen.space.values(frozen.net).equal(theta)
+
+
+def test_a_random_start_ascends_along_the_scaled_slope() -> None:
+    """L = b^T theta with weights of very different sizes: in the adaptive ball z goes along |theta| b, not along b.
+
+    Each random start is looked at by itself: the first ascent of a linear loss is the maximum, which hides them.
+    """
+    theta, slope = torch.tensor([3.0, 0.1, -1.0], dtype=DOUBLE), torch.tensor([1.0, -5.0, 2.0], dtype=DOUBLE)
+    frozen = quadratic(torch.zeros(3, 3, dtype=DOUBLE), slope, theta)
+    rho = 0.2
+    for k in (1, 2, 3):
+        noise = frozen.space.normals(5, "robust", k).double()
+        z = rho * noise / noise.norm()
+        z = z + rho * theta.abs() * slope / (theta.abs() * slope).norm()
+        z = z * min(1.0, rho / z.norm().item())
+        expected = torch.dot(slope, theta + theta.abs() * z).item()
+        found = _from_random_point(frozen, rho, Ascent.adaptive, 5, k).item()
+        assert found == pytest.approx(expected, rel=1e-11)
 
 
 def test_a_second_start_leaves_a_stationary_point() -> None:
