@@ -1,5 +1,6 @@
 """Networks, losses and data of one's own that do not fit together: one or two sentences say what does."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from landscape.look_cases import settings_of
 from measure.landscape.landscape_cases import DOUBLE
 from plastiscope.error import ConfigError
-from plastiscope.landscape.look import Landscape
+from plastiscope.landscape.look import Landscape, opened
 from plastiscope.landscape.settings import (
     BackendChoice,
     BatchNormPolicy,
@@ -21,8 +22,10 @@ from plastiscope.landscape.settings import (
     SpectrumSettings,
 )
 from plastiscope.landscape.study import analyse
+from plastiscope.run.storage import read_json
 
-SPECTRUM = {"enable_spectrum": True, "spectrum": SpectrumSettings(top_k=1, bottom_k=0, hutchinson_probes=2)}
+OPEN = SpectrumSettings(top_k=1, bottom_k=0, hutchinson_probes=2)
+SPECTRUM = {"enable_spectrum": True, "spectrum": OPEN}
 
 
 def landscape(folder: Path, net: nn.Module | None = None, n: int = 9, batch: int = 128, **options) -> Landscape:
@@ -96,3 +99,56 @@ def test_options_by_name():
         LandscapeSettings(profile="fast")
     with pytest.raises(ConfigError, match="split=all: must be one of train, val, test"):
         EvaluationSettings(split="all")
+
+
+class Called(nn.Module):
+    """A hidden layer, a function of it, and an output."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.first, self.last, self.function = nn.Linear(4, 6), nn.Linear(6, 1), function
+
+    def forward(self, inputs):
+        return self.last(self.function(self.first(inputs)))
+
+
+@pytest.mark.parametrize("function", [F.dropout, lambda h: h + 1e-3 * torch.randn_like(h)], ids=["dropout", "noise"])
+def test_a_random_forward_is_refused(tmp_path, function):
+    with pytest.raises(ConfigError, match=r"two forwards of the same samples differ.*training=self\.training"):
+        analyse(landscape(tmp_path, Called(function)))
+
+
+COUPLING = {
+    "batch_norm": lambda h: F.batch_norm(h, None, None, training=True),
+    "mean": lambda h: h - h.mean(0),
+}
+
+
+@pytest.mark.parametrize("name", COUPLING)
+@pytest.mark.parametrize("batch", [4, 16])
+def test_what_couples_samples_is_found_and_its_batch_is_left_as_it_is(tmp_path, name, batch):
+    """Whatever is timed the eigenvalue is that of batches as large as they were asked for."""
+    asked = landscape(tmp_path, Called(COUPLING[name]), n=64, batch=batch)
+    numbers = analyse(replace(asked, settings=replace(asked.settings, spectrum=replace(OPEN, tol=1e-9))))
+    summary = read_json(tmp_path / "summary.json")
+    assert any("a function that the network or the loss calls" in text for text in summary["warnings"])
+    assert summary["routes"]["product_batch"] == summary["routes"]["forward_batch"] == batch
+    net, inputs, targets = asked.net.double(), asked.inputs, asked.targets
+
+    def loss(vector):
+        values, at = {}, 0
+        for key, p in net.named_parameters():
+            values[key], at = vector[at : at + p.numel()].view_as(p), at + p.numel()
+        parts = [torch.func.functional_call(net, values, (x,)) for x in inputs.split(batch)]
+        return (torch.cat(parts)[:, 0] - targets).square().mean()
+
+    hessian = torch.autograd.functional.hessian(loss, torch.nn.utils.parameters_to_vector(net.parameters()).detach())
+    assert numbers["hessian_top_eig_1"] == pytest.approx(torch.linalg.eigvalsh(hessian)[-1].item(), rel=1e-7)
+
+
+def test_samples_that_are_alone_are_taken_for_no_others(tmp_path):
+    """Neither another rounding of another size of batch, nor weights that have diverged, are a coupling."""
+    for scale, inputs in ((1e4, None), (1.0, torch.full((9, 4), float("nan"), dtype=DOUBLE))):
+        asked = landscape(tmp_path / str(scale), Called(lambda h, scale=scale: scale * torch.tanh(h)), n=9)
+        with opened(replace(asked, inputs=asked.inputs if inputs is None else inputs)) as look:
+            assert look.frozen.coupling_modules == []

@@ -30,6 +30,7 @@ from plastiscope.landscape.routes import Routes, choose_routes
 from plastiscope.landscape.settings import LandscapeSettings, described, filled
 from plastiscope.landscape.slices import are_sharded, joined, sliced, some, without_effect
 from plastiscope.landscape.work import Work
+from plastiscope.measure.landscape.batching import couples_samples, refuse_random
 from plastiscope.measure.landscape.eigenpairs import Eigenpairs
 from plastiscope.measure.landscape.frozen import FrozenLoss, PerSampleLoss, rows
 from plastiscope.measure.landscape.krylov import vector_bytes
@@ -256,9 +257,12 @@ def opened(landscape: Landscape) -> Iterator[Look]:
     ) as frozen:
         processes = landscape.processes
         frozen = replace(frozen, sharing=processes.sharing(frozen.inputs.device))
+        frozen = _alone_or_coupled(frozen)
         if landscape.is_slice:
+            if frozen.coupling:
+                raise ConfigError(f"shard_data: {frozen.coupling} couples samples; set shard_data=false")
             frozen = joined(frozen, processes)
-        elif are_sharded(settings, processes, net, len(frozen), _bytes(frozen), frozen.inputs.device):
+        elif are_sharded(settings, processes, net, len(frozen), _bytes(frozen), frozen.inputs.device, frozen.coupling):
             if landscape.training_inputs is None:
                 landscape = replace(landscape, training_inputs=landscape.inputs)
             frozen = sliced(frozen, processes)
@@ -266,6 +270,18 @@ def opened(landscape: Landscape) -> Iterator[Look]:
         with work.phase("timing"):
             look = _prepared(landscape, settings, frozen, work)
         yield look
+
+
+def _alone_or_coupled(frozen: FrozenLoss) -> FrozenLoss:
+    """The loss, marked where samples turn out to depend on those beside them.
+
+    Raises:
+        ConfigError: the network is random.
+    """
+    refuse_random(frozen)
+    if frozen.coupling_modules or not couples_samples(frozen):
+        return frozen
+    return replace(frozen, coupling="a function that the network or the loss calls")
 
 
 def _identity(landscape: Landscape, settings: LandscapeSettings, frozen: FrozenLoss) -> dict[str, Any]:
@@ -328,8 +344,8 @@ def _prepared(landscape: Landscape, settings: LandscapeSettings, frozen: FrozenL
             work.say(f"landscape: {reason}")
     if frozen.coupling_modules:
         look.warn(
-            f"{frozen.coupling_modules[0]} is a batch normalisation without running statistics, so the loss of a "
-            f"sample depends on its micro-batch: {routes.product_batch} samples, which is not tuned"
+            f"{frozen.coupling_modules[0]} normalises without running statistics, so the loss of a sample depends on "
+            f"its micro-batch: {routes.product_batch} samples, which is not tuned"
         )
     if too_many:
         look.warn(f"memory holds {chosen['vectors']} Lanczos vectors, so the runs of the density are that short")

@@ -16,7 +16,13 @@ COPIES = 2
 
 
 def are_sharded(
-    settings: LandscapeSettings, processes: Processes, net: nn.Module, samples: int, size: int, device: torch.device
+    settings: LandscapeSettings,
+    processes: Processes,
+    net: nn.Module,
+    samples: int,
+    size: int,
+    device: torch.device,
+    coupling: str = "",
 ) -> bool:
     """Whether each process holds only a slice of the samples; all of them ask, and get the same answer.
 
@@ -27,13 +33,14 @@ def are_sharded(
         samples: how many there are.
         size: bytes of all of them.
         device: where they are to lie.
+        coupling: what else is known to make samples depend on each other.
 
     Raises:
         ConfigError: the settings ask for what cannot be parted.
     """
     if settings.shard_data == "false" or not may_be_sharded(processes):
         return False
-    is_asked, reason = settings.shard_data == "true", _not_parted(settings, net, samples, processes)
+    is_asked, reason = settings.shard_data == "true", _not_parted(settings, net, samples, processes, coupling)
     if is_asked and reason:
         raise ConfigError(f"shard_data=true: {reason}; set shard_data=false")
     if is_asked or reason:
@@ -56,12 +63,12 @@ def without_effect(settings: LandscapeSettings, processes: Processes) -> str:
     return "shard_data=true changes nothing with replay.share=checkpoints: each process looks at a checkpoint by itself"
 
 
-def _not_parted(settings: LandscapeSettings, net: nn.Module, samples: int, processes: Processes) -> str:
+def _not_parted(settings: LandscapeSettings, net: nn.Module, samples: int, processes: Processes, coupling: str) -> str:
     spectrum = settings.spectrum
     if samples < processes.world:
         return f"{samples} samples are fewer than the {processes.world} processes"
-    if coupling := coupling_modules(net):
-        return f"{coupling[0]} normalises without running statistics, so samples depend on those beside them"
+    if coupled := [*coupling_modules(net), *filter(None, [coupling])]:
+        return f"{coupled[0]} normalises without running statistics, so samples depend on those beside them"
     if settings.enable_spectrum and (spectrum.engine is Engine.pyhessian or spectrum.cross_check):
         return "PyHessian needs all samples in one process (spectrum.engine, spectrum.cross_check)"
     return ""

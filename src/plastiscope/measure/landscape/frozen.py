@@ -57,6 +57,7 @@ class FrozenLoss:
         shards: where other processes hold further samples, see `sharded`; then whatever is a mean over samples is over
             all of them, and is asked for by all processes in the same order.
         sharing: processes that take from the memory of this device.
+        coupling: what else than a module was found to make the samples of a micro-batch depend on each other, in words.
     """
 
     net: nn.Module
@@ -70,6 +71,7 @@ class FrozenLoss:
     adaptation: Adaptation = field(default_factory=Adaptation)
     shards: Shards | None = None
     sharing: int = 1
+    coupling: str = ""
 
     def __post_init__(self) -> None:
         """Refuse a network that changes or is random when it is looked at, and a set without samples."""
@@ -100,11 +102,11 @@ class FrozenLoss:
 
     @property
     def coupling_modules(self) -> list[str]:
-        """Modules that make the samples of a micro-batch depend on each other: batch norms without statistics.
+        """What makes the samples of a micro-batch depend on each other: batch norms without statistics, `coupling`.
 
         With any, the size of a micro-batch is part of the loss and must not be tuned.
         """
-        return coupling_modules(self.net)
+        return coupling_modules(self.net) + ([self.coupling] if self.coupling else [])
 
     def with_micro_batch(self, size: int) -> "FrozenLoss":
         """The same loss, evaluated so many samples at a time."""
