@@ -104,7 +104,12 @@ def test_an_epoch_without_a_whole_bin_has_no_number_of_bins_and_keeps_nothing_by
 
 
 def test_a_regression_has_losses_alone(tmp_path):
-    stream = ("experiment=slowly_changing_regression", "num_tasks=2", "task_shift_mode.examples_per_task=40", "online.bin_size=25")
+    stream = (
+        "experiment=slowly_changing_regression",
+        "num_tasks=2",
+        "task_shift_mode.examples_per_task=40",
+        "online.bin_size=25",
+    )
     run(make_plan(*stream), tmp_path / "run")
     assert [sorted(b) for b in bins_of(tmp_path / "run")] == [["loss", "presentations"]] * 2
     assert [b["presentations"].tolist() for b in bins_of(tmp_path / "run")] == [[25], [50, 75]]

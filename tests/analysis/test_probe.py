@@ -263,7 +263,12 @@ def test_fewer_samples_than_asked_for_are_said(tmp_path, capsys):
 
 
 def test_a_network_that_learns_values_is_probed_with_them_or_with_labels(tmp_path):
-    bits = ("experiment=slowly_changing_regression", "analysis=[probe]", "task_shift_mode.examples_per_task=30", "num_tasks=2")
+    bits = (
+        "experiment=slowly_changing_regression",
+        "analysis=[probe]",
+        "task_shift_mode.examples_per_task=30",
+        "num_tasks=2",
+    )
     for task, has_accuracy in (("random_labels", True), ("permuted_input", False)):
         folder = tmp_path / task
         run(make_plan(*bits, f"probe.task={task}", "probe.steps=5", "probe.samples=50"), folder)

@@ -122,7 +122,12 @@ def test_other_data_are_refused(make_data):
         BitFlippingShift(examples_per_task=0)
 
 
-STREAM = ("experiment=slowly_changing_regression", "num_tasks=2", "task_shift_mode.examples_per_task=60", "batch_size=20")
+STREAM = (
+    "experiment=slowly_changing_regression",
+    "num_tasks=2",
+    "task_shift_mode.examples_per_task=60",
+    "batch_size=20",
+)
 
 
 @pytest.mark.parametrize("name", ["csl", "curvature", "dormant"])
