@@ -53,6 +53,21 @@ def test_singular_values_of_projected_layers_and_of_factors(tmp_path):
     assert not any("singular_value" in key for key in plain)
 
 
+def test_ginis_of_weights_are_those_of_their_singular_values(tmp_path):
+    """(n + 1 - 2 sum(cumsum s) / sum s) / n over ascending s, of matrices and flattened kernels; off by default."""
+    context = make_context(tmp_path / "run", "net=convnet", "net.channels=[4, 4, 4]", "data.resize=24")
+    numbers = Representation(subsets=[], cka=False, weight_ginis=True).on_task_end(context)
+    weights = {name: p for name, p in context.net.named_parameters() if p.ndim >= 2}
+    found = {key.split("/")[2]: value for key, value in numbers.items() if key.endswith("/weight_sv_gini")}
+    assert found.keys() == {name.removesuffix(".weight") for name in weights}
+    for name, weight in weights.items():
+        s = torch.linalg.svdvals(weight.detach().flatten(1).double()).sort().values
+        expected = (len(s) + 1 - 2 * (s.cumsum(0).sum() / s.sum()).item()) / len(s)
+        assert found[name.removesuffix(".weight")] == pytest.approx(expected, rel=1e-9)
+    without = Representation(subsets=[], cka=False).on_task_end(make_context(tmp_path / "without"))
+    assert not any("gini" in key for key in without)
+
+
 def test_pieces_that_never_win_are_counted(tmp_path):
     context = make_context(tmp_path / "run", "net.activation=maxout", "net.layers.maxout_pieces=3")
     with torch.no_grad():

@@ -28,7 +28,15 @@ from plastiscope.analysis.features import LayerFeatures, collect, unused_pieces
 from plastiscope.analysis.parameters import TOTAL, by_layer, parameters_of
 from plastiscope.analysis.sample import Sample, Subset, draw, draw_from
 from plastiscope.analysis.steps import StepNorms, Steps
-from plastiscope.analysis.weights import LayerNumbers, drift, is_adaptive, magnitudes, singular_values_of, sizes
+from plastiscope.analysis.weights import (
+    LayerNumbers,
+    drift,
+    is_adaptive,
+    magnitudes,
+    singular_values_of,
+    sizes,
+    weight_ginis,
+)
 from plastiscope.error import ConfigError, require
 from plastiscope.event import Context, Numbers
 from plastiscope.measure import dormant, rank_dynamics
@@ -79,6 +87,8 @@ class Representation(Analysis):
     """Of a transformer, also look at what its norms give (not in the totals)."""
     steps: Steps = Steps.last
     """Steps of an epoch whose gradients and updates are measured: none, last, all (their mean)."""
+    weight_ginis: bool = False
+    """Gini coefficient of the singular values of each weight; one decomposition each."""
     cka: bool = True
     """Compare features with those at initialisation and at the end of the task before; two more forwards."""
 
@@ -156,7 +166,7 @@ class Representation(Analysis):
         parts = by_layer(context.units, parameters_of(context.net))
         first = self._first if self._first_of == context.task_idx else {}
         weights = magnitudes(context.net, parts) | sizes(context, parts) | drift(context, initial, first)
-        weights |= singular_values_of(context.net)
+        weights |= singular_values_of(context.net) | (weight_ginis(context.net) if self.weight_ginis else {})
         numbers = self._named("weights", weights)
         summary: dict[str, Any] = {}
         for subset in self.subsets:

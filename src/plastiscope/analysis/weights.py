@@ -9,6 +9,7 @@ from plastiscope.analysis.parameters import TOTAL, by_layer, parameters_of, rows
 from plastiscope.event import Context
 from plastiscope.learner.effective_lr import EFFECTIVE_LR
 from plastiscope.measure.optimisation import distance, effective_lr, norm, unit_norms
+from plastiscope.measure.rank_dynamics import weight_sv_gini
 from plastiscope.measure.weight import weight_mag_all, weight_mag_layer, weight_mag_weights
 from plastiscope.net.projection import SquareMap
 from plastiscope.net.scale_invariance import scale_invariant
@@ -61,6 +62,15 @@ def singular_values_of(net: nn.Module) -> LayerNumbers:
         if isinstance(module, SquareMap | Factors):
             found |= {(path, quantity): value for quantity, value in module.numbers().items()}
     return found
+
+
+def weight_ginis(net: nn.Module) -> LayerNumbers:
+    """weight_sv_gini of each weight of two or more dimensions, kernels as [outputs, inputs h w], by its module."""
+    return {
+        (name.removesuffix(".weight"), "weight_sv_gini"): weight_sv_gini(torch.linalg.svdvals(p.flatten(1).double()))
+        for name, p in parameters_of(net).items()
+        if p.ndim >= 2
+    }
 
 
 def distances(parts: Mapping[str, list[Tensor]], origin: Mapping[str, list[Tensor]], quantity: str) -> LayerNumbers:
