@@ -375,12 +375,16 @@ def test_reset_networks_are_told_apart_by_the_plan(tmp_path):
         ("lla.params=[nothing]", "lla.params=['nothing']: chooses no parameter"),
         ("lla.budget.abort_if_estimated_hours_over=1e-9", "lla.budget.abort_if_estimated_hours_over=1e-09: this look"),
         ("lla.budget.abort_if_estimated_hours_over=1e-9", "set lla.budget.max_seconds, a smaller profile, or"),
+        (
+            "lla.enable_planes=false lla.enable_spectrum=false",
+            "lla.enable_sam=true: works on planes; set lla.enable_planes=true too, or lla.enable_",
+        ),
         ("lla.shard_data=sometimes", "lla.shard_data=sometimes: must be one of auto, true, false"),
     ],
 )
 def test_mistakes(tmp_path, wrong, text):
     with pytest.raises(ConfigError) as told:
-        run(plan(wrong, "num_tasks=1", "epochs=1"), tmp_path / "run")
+        run(plan(*wrong.split(" "), "num_tasks=1", "epochs=1"), tmp_path / "run")
     assert text in str(told.value)
     assert not list(tmp_path.rglob("metrics.jsonl")) or not read_rows(tmp_path / "run" / "metrics.jsonl")
 

@@ -50,7 +50,11 @@ class Lla(LandscapeSettings, Analysis):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        LandscapeSettings.__post_init__(self)
+        try:
+            LandscapeSettings.__post_init__(self)
+        except ConfigError as error:  # the key in front gets its prefix where settings are read
+            key, colon, text = str(error).partition(":")
+            raise ConfigError(key + colon + KEY.sub(rf"{self.name}.\1", text)) from None
         Analysis.__post_init__(self)
         self._routes: Routes | None = None
         self._seconds: Numbers = {}
