@@ -43,6 +43,8 @@ from plastiscope.run.snapshots import digest
 
 ASYMMETRY = 1e-4
 """Of products of an operator, above which it is no Hessian."""
+DIFFERENCE = 1e-3
+"""Of a curvature by products from one by differences of the loss, above which one of them is wrong."""
 State = Mapping[str, Tensor]
 Numbers = dict[str, float]
 
@@ -412,6 +414,13 @@ def check(operator: HessianOperator, seed: int) -> dict[str, Any]:
         found |= {"symmetry": checked.symmetry, "is_repeatable": checked.is_repeatable}
         if checked.symmetry > ASYMMETRY:
             found["warnings"].append(f"products are not symmetric ({checked.symmetry:.1e}); do not trust the spectrum")
+        if math.isfinite(checked.difference):
+            found["difference"] = checked.difference
+        if checked.difference > DIFFERENCE:
+            found["warnings"].append(
+                f"products are not the curvature that differences of the loss show ({checked.difference:.1e} of it); "
+                "do not trust the spectrum"
+            )
         if not checked.is_repeatable:
             found["warnings"].append("the same product twice gives other bits on this device")
     except NonFiniteProduct as error:

@@ -1,5 +1,7 @@
 """Products with the Hessian against closed forms, brute force, and each other."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -17,13 +19,21 @@ from landscape_cases import (
     net_case,
     quadratic_case,
     softmax_regression,
+    state_of,
 )
 from scipy.sparse.linalg import eigsh
 from torch import nn
 
 from plastiscope.error import ConfigError
+from plastiscope.measure.landscape.differences import curvature_along
 from plastiscope.measure.landscape.eigenpairs import extreme_eigenpairs
-from plastiscope.measure.landscape.operator import Backend, HessianOperator, NonFiniteProduct, self_check
+from plastiscope.measure.landscape.operator import (
+    Backend,
+    GaussNewtonOperator,
+    HessianOperator,
+    NonFiniteProduct,
+    self_check,
+)
 from plastiscope.measure.landscape.preserved import landscape_of
 from plastiscope.measure.landscape.space import choose
 from plastiscope.measure.loss import Loss
@@ -216,6 +226,41 @@ def test_symmetry_and_repeatability() -> None:
     found = self_check(HessianOperator(fixture_f(torch.float32), Backend.jvp))
     assert 0 < found.symmetry < 1e-6
     assert found.is_repeatable
+
+
+class Scaled(HessianOperator):
+    def products(self, vectors):
+        return 1.01 * super().products(vectors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_differences_of_the_loss_see_what_is_symmetric_and_wrong(dtype: torch.dtype, decay: float) -> None:
+    frozen = fixture_f(dtype, weight_decay=decay)
+    before = state_of(frozen.net)
+    right, scaled, other = (self_check(kind(frozen)) for kind in (HessianOperator, Scaled, GaussNewtonOperator))
+    assert right.difference < (1e-5 if dtype is torch.float32 else 1e-7)
+    assert scaled.symmetry < 1e-6 and 3e-3 < scaled.difference < 0.01
+    assert other.symmetry < 1e-6 and other.difference > 3e-3
+    assert all(torch.equal(value, before[name]) for name, value in state_of(frozen.net).items())
+
+
+def test_curvature_by_differences_is_that_of_the_hessian() -> None:
+    frozen, matrix, _ = quadratic_case()
+    unit = matrix[0] / matrix[0].norm()
+    assert curvature_along(frozen, unit) == pytest.approx((unit @ matrix @ unit).item(), abs=1e-7)
+
+
+@pytest.mark.parametrize("kinked", [nn.ReLU(), nn.LeakyReLU(), nn.Hardtanh()], ids=str)
+def test_a_loss_with_kinks_has_no_such_curvature(kinked: nn.Module) -> None:
+    frozen = frozen_loss(
+        nn.Sequential(nn.Linear(4, 6), kinked, nn.Linear(6, 3)).double(),
+        torch.randn(8, 4, dtype=DOUBLE),
+        torch.randint(0, 3, (8,)),
+        3,
+    )
+    found = self_check(HessianOperator(frozen))
+    assert found.symmetry < 1e-9 and math.isnan(found.difference)
 
 
 def test_a_network_that_changes_is_not_symmetric_or_repeatable() -> None:

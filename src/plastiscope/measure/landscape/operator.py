@@ -18,6 +18,7 @@ last. Where processes share the samples, one sum over them comes before it.
 Both are the derivative of a vector that depends on the weights, so a route needs no more than that vector.
 """
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from plastiscope.error import RunError
+from plastiscope.measure.landscape.differences import curvature_along, is_smooth
 from plastiscope.measure.landscape.frozen import FrozenLoss, asking_for_gradients
 from plastiscope.measure.landscape.memory import budget, gigabytes, graph_bytes, is_out_of_memory
 from plastiscope.measure.landscape.space import ParameterSpace
@@ -327,14 +329,18 @@ class SelfCheck:
         symmetry: |u^T H v - v^T H u| / (||u|| ||H v||), of rounding size; above 1e-4 the products are not to be
             trusted.
         is_repeatable: two gradients, and two products of the same vector, are the same bits.
+        difference: |w^T H w - d^2 L / dt^2| / ||H w|| along a unit w of large curvature, by central differences of the
+            loss; NaN where the loss has kinks, or cannot be had in float64. It sees what is symmetric and
+            no Hessian: a wrong factor, or the Gauss-Newton matrix.
     """
 
     symmetry: float
     is_repeatable: bool
+    difference: float = math.nan
 
 
 def self_check(operator: FrozenOperator, seed: int = 0) -> SelfCheck:
-    """Compare two products and two gradients; costs three products."""
+    """Compare products, gradients and, where the loss is smooth, its differences; four products, five losses."""
     drawn = [operator.space.normals(seed, "self-check", k, operator.device).to(operator.dtype) for k in (0, 1)]
     u, v = drawn
     hu, hv = operator(u), operator(v)
@@ -342,4 +348,19 @@ def self_check(operator: FrozenOperator, seed: int = 0) -> SelfCheck:
     difference = abs((torch.dot(u.double(), hv.double()) - torch.dot(v.double(), hu.double())).item())
     frozen = operator.frozen
     same = torch.equal(frozen.gradient(), frozen.gradient()) and torch.equal(hv, operator(v))
-    return SelfCheck(difference / size if size else 0.0, same)
+    return SelfCheck(difference / size if size else 0.0, same, _difference(operator, hu))
+
+
+def _difference(operator: FrozenOperator, direction: Tensor) -> float:
+    """See `SelfCheck.difference`; `direction` is a product, in which large eigenvalues prevail."""
+    norm = direction.double().norm().item()
+    if not norm or not is_smooth(operator.frozen):
+        return math.nan
+    unit = (direction.double() / norm).to(operator.dtype)
+    image = operator(unit).double()
+    try:
+        found = curvature_along(operator.frozen, unit)
+    except (RuntimeError, TypeError):  # a forward that is of one type, or cannot be copied
+        return math.nan
+    size = image.norm().item()
+    return abs(torch.dot(unit.double(), image).item() - found) / size if size else abs(found)
