@@ -90,7 +90,7 @@ def errors(folder: Path) -> Array:
 
 
 def measure(found: dict[str, Array]) -> dict[str, dict[str, Any]]:
-    """First, lowest and last bin of each arm, and the test of the last against the first over seeds."""
+    """First, lowest and last bin of each arm, and the tests of the last against both over seeds."""
     results = {}
     for arm, values in found.items():
         lowest = int(values.mean(0).argmin())
@@ -101,6 +101,7 @@ def measure(found: dict[str, Array]) -> dict[str, dict[str, Any]]:
             "lowest": {"bin": lowest + 1, **mean_and_error(values[:, lowest])},
             "last": mean_and_error(values[:, -1]),
             "rise": rise(values[:, 0], values[:, -1]),
+            "rise_from_lowest": rise(values[:, lowest], values[:, -1]),
             "published": PUBLISHED.get(arm),
             "mean_by_bin": values.mean(0).round(4).tolist(),
         }
@@ -118,11 +119,11 @@ def draw(found: dict[str, Array], bin_size: int) -> "Figure":
         for arm in arms:
             _draw_arm(axes, arm, found[arm], bin_size, GREY if arm.startswith("linear") else next(colours))
         axes.set(xlabel="millions of steps", title=f"{title} ({len(found[arms[0]])} seeds)")
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
         plain_frame(axes)
     panels[0].set_ylabel("squared error before the update, mean of a bin")
     panels[0].scatter([], [], marker="x", s=40, color=GREY, label="published, first and last bin")
-    panels[0].legend(frameon=False, fontsize=8)
+    panels[0].legend(frameon=False, fontsize=8, loc="lower right")
     panels[0].set_ylim(bottom=0)
     return figure
 
