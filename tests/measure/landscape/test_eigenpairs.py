@@ -116,6 +116,17 @@ def test_a_plane_of_equal_eigenvalues_is_not_unique(gap: float, is_unique: bool)
     assert not extreme_eigenpairs(DenseOperator(with_spectrum(values)), 1, 1, seed=0).is_plane_unique
 
 
+def test_a_gap_below_the_residual_tells_no_vectors_apart() -> None:
+    """After few steps two Ritz values are apart by far more than rounding, but by less than they are wrong."""
+    values = torch.cat([torch.tensor([3.0, 2.99], dtype=DOUBLE), torch.linspace(-1, 2.95, 200, dtype=DOUBLE)])
+    operator = DenseOperator(with_spectrum(values))
+    early, late = (extreme_eigenpairs(operator, 2, 1, seed=0, max_steps=m, tol=1e-14) for m in (30, 58))
+    assert early.gaps[0] == pytest.approx(0.01, rel=0.1)
+    assert (early.residuals[:2] > 0.02).all()
+    assert early.is_distinct.tolist() == [False, False, True]
+    assert late.is_distinct.tolist() == [True, True, True]
+
+
 def test_order_of_magnitude() -> None:
     operator = DenseOperator(with_spectrum(torch.tensor([-4.0, -3.0, -0.5, 0.1, 1.0, 3.5], dtype=DOUBLE)))
     found = extreme_eigenpairs(operator, 3, 1, seed=0, tol=1e-12, order=Order.magnitude)
