@@ -70,17 +70,35 @@ def test_a_large_set_is_timed_by_its_first_samples() -> None:
     assert all(t.reason or (t.build == 0 and t.product > 0) for t in found)
 
 
-def test_what_is_close_is_timed_again_and_the_smaller_time_counts(monkeypatch) -> None:
-    taken = iter([3.0, 3.0, 3.0, 2.8, 2.8, 2.8, 3.0, 2.0, 2.5, 3.0, 3.0, 3.0])  # of products, one by one
-    monkeypatch.setattr(timing._Candidate, "_seconds", lambda self: next(taken))
+def test_what_is_close_is_timed_again_and_the_smallest_time_of_the_race_counts(monkeypatch) -> None:
+    """First three products of each, then one of each to warm up, then rounds: 2 of the first, 2.4 of the second."""
+    taken = iter([3.0, 3.0, 3.0, 2.8, 2.8, 2.8, *(9.0, 9.0), *(3.0, 2.9), *(2.0, 2.4), *(2.5, 3.0)])
+    monkeypatch.setattr(timing._Candidate, "seconds", lambda self: next(taken))
     found = time_candidates(fixture_f(), timing.AGAIN_FROM, [Backend.rebuilt], [16, 64])
-    assert [(t.micro_batch, t.product) for t in found] == [(64, 2.0), (16, 2.8)]
+    assert [(t.micro_batch, t.product) for t in found] == [(64, 2.0), (16, 2.4)]
+    assert next(taken, None) is None
     taken = iter([3.0, 3.0, 3.0, 2.8, 2.8, 2.8])
     assert choose_candidate(time_candidates(fixture_f(), 9, [Backend.rebuilt], [16, 64]), 9).micro_batch == 16
     taken = iter([1.0, 1.0, 1.0, 1.9, 1.4, 1.4, 3.0, 1.1, 1.1, 0.9, 0.9, 0.9])
     found = time_candidates(fixture_f(), 9, [Backend.rebuilt, Backend.jvp, Backend.retained], [16, 64])
     tried = [(t.backend, t.micro_batch) for t in found]
     assert (Backend.rebuilt, 16) in tried and (Backend.jvp, 16) not in tried
+
+
+def test_a_race_is_run_on_the_same_samples(monkeypatch) -> None:
+    raced = {}
+
+    def seconds(self):
+        raced[self.size] = len(self.operator.frozen)
+        return 1.0
+
+    monkeypatch.setattr(timing._Candidate, "seconds", seconds)
+    torch.manual_seed(0)
+    frozen = frozen_loss(nn.Linear(4, 3), torch.randn(200, 4), torch.randint(0, 3, (200,)), 3)
+    time_candidates(frozen, 9, [Backend.retained], [4, 150])
+    assert raced == {4: 128, 150: 150}
+    time_candidates(frozen, timing.AGAIN_FROM, [Backend.retained], [4, 150])
+    assert raced == {4: 150, 150: 150}
 
 
 def test_graphs_that_would_not_fit_are_no_candidates(monkeypatch) -> None:

@@ -29,7 +29,11 @@ LINEARISE_ABOVE = 30.0
 FAR_OFF = 2.0
 """A first product, which also warms up, takes less than so many later ones."""
 CLOSE = 1.3
-"""A route that is so much slower with one size is not tried with others; what is closer to the best is timed again."""
+"""A route that is so much slower with one size is not tried with others."""
+RIVAL = 1.5
+"""What seems no more than so much slower than the best is timed again, in a race."""
+ROUNDS = 3
+"""Of a race."""
 ROWS = 16
 """Vectors of the basis that the bookkeeping of a Lanczos step is timed with."""
 AGAIN_FROM = 150
@@ -69,8 +73,9 @@ def time_candidates(
     """Time the products of every candidate that has a chance.
 
     All routes are timed with the middle size, those that come close to the fastest with the others, too; each on a few
-    samples only, and given up where its first product shows that it cannot be the best. What is close to the best is
-    timed once more, in turns with it, and the smaller time counts: what disturbs the machine only ever makes a time
+    samples only, and given up where its first product shows that it cannot be the best. Few samples favour one size
+    and few micro-batches another, so what is close to the best is then timed on like terms: on the same samples, the
+    largest micro-batch of all, in turns. The smallest time counts: what disturbs the machine only ever makes a time
     longer. No other process takes part.
 
     Args:
@@ -100,10 +105,11 @@ def time_candidates(
     best = _best(found, planned)
     if best and backends is None and isinstance(frozen.loss, Loss) and best.total(planned) > LINEARISE_ABOVE:
         add(Backend.linearised, best.micro_batch)
-    rivals = [timing for timing in _close(found, planned) if timing.backend is not Backend.linearised]
+    rivals = [timing for timing in _close(found, planned, RIVAL) if timing.backend is not Backend.linearised]
     if planned < AGAIN_FROM or len(rivals) < 2:
         return found
-    return [_again(timing, frozen, kind, planned) if timing in rivals else timing for timing in found]
+    raced = _race(rivals, frozen, kind)
+    return [raced.get(timing, timing) for timing in found]
 
 
 def choose_candidate(timings: Sequence[Timing], planned: int) -> Timing:
@@ -124,16 +130,31 @@ def _best(timings: Sequence[Timing], planned: int) -> Timing | None:
     return min(usable, key=lambda timing: timing.total(planned), default=None)
 
 
-def _close(timings: Sequence[Timing], planned: int) -> list[Timing]:
+def _close(timings: Sequence[Timing], planned: int, factor: float = CLOSE) -> list[Timing]:
     """Those that come close to the best, with it."""
     best = _best(timings, planned)
-    return [t for t in timings if best and not t.reason and t.total(planned) <= CLOSE * best.total(planned)]
+    return [t for t in timings if best and not t.reason and t.total(planned) <= factor * best.total(planned)]
 
 
-def _again(timing: Timing, frozen: FrozenLoss, kind: type[FrozenOperator], planned: int) -> Timing:
-    """The smaller of two timings."""
-    second = _Candidate(frozen, kind, timing.backend, timing.micro_batch).timed(planned, None)
-    return timing if second.reason else replace(timing, product=min(timing.product, second.product))
+def _race(rivals: Sequence[Timing], frozen: FrozenLoss, kind: type[FrozenOperator]) -> dict[Timing, Timing]:
+    """The same candidates with the time of a product on the same samples; not of those that memory has no room for."""
+    samples = max(PART, *(timing.micro_batch for timing in rivals))
+    racers: dict[Timing, _Candidate] = {}
+    try:
+        for timing in rivals:
+            candidate = _Candidate(frozen, kind, timing.backend, timing.micro_batch, samples)
+            racers[timing] = candidate
+            if not candidate.warmed_up():
+                del racers[timing]
+        taken = [{timing: candidate.seconds() for timing, candidate in racers.items()} for _ in range(ROUNDS)]
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return {}
+    finally:
+        for candidate in racers.values():
+            candidate.operator.release()
+    return {timing: replace(timing, product=min(times[timing] for times in taken)) for timing in racers}
 
 
 def _sizes(frozen: FrozenLoss, micro_batches: Sequence[int]) -> list[int]:
@@ -143,14 +164,16 @@ def _sizes(frozen: FrozenLoss, micro_batches: Sequence[int]) -> list[int]:
 
 
 class _Candidate:
-    """One route with one size, over the first samples: a `PART`, and one micro-batch at least.
+    """One route with one size, over the first samples: a `PART`, or as many as are asked for, one micro-batch at least.
 
     One only where a forward is traced, or where samples of a batch depend on each other.
     """
 
-    def __init__(self, frozen: FrozenLoss, kind: type[FrozenOperator], backend: Backend, size: int) -> None:
+    def __init__(
+        self, frozen: FrozenLoss, kind: type[FrozenOperator], backend: Backend, size: int, samples: int = PART
+    ) -> None:
         alone = backend is Backend.linearised or frozen.coupling_modules
-        n = min(size if alone else max(size, PART), len(frozen))
+        n = min(size if alone else max(size, samples), len(frozen))
         part = replace(
             frozen.alone(),
             inputs=frozen.inputs[:n],
@@ -166,12 +189,12 @@ class _Candidate:
         """Its timing, for all samples; with a reason if it cannot be used, or not be the best."""
         limit = best.total(planned) if best else float("inf")
         try:
-            first = self._seconds()
+            first = self.seconds()
             if self.operator.backend is not self.backend:
                 return self._without(self.operator.notes[-1])
             if first > limit or (self.backend not in KEPT and planned * first > FAR_OFF * limit):
                 return self._without(f"its first product took {first:.2g} s, too long to be the fastest")
-            later = min(self._seconds() for _ in range(2))
+            later = min(self.seconds() for _ in range(2))
             return Timing(self.backend, self.size, max(first - later, 0.0) if self.backend in KEPT else 0.0, later)
         except RuntimeError as error:  # NotImplementedError, too, is one
             why = "it does not fit into memory" if is_out_of_memory(error) else str(error).splitlines()[0]
@@ -181,7 +204,12 @@ class _Candidate:
             if self.backend in KEPT:
                 gc.collect()  # what was traced hangs together in cycles
 
-    def _seconds(self) -> float:
+    def warmed_up(self) -> bool:
+        """Take the first product; whether the graphs that the route keeps have found room."""
+        self.seconds()
+        return self.operator.backend is self.backend
+
+    def seconds(self) -> float:
         """Of one product over all samples, judged by these; one that is not finite takes as long."""
         vector = torch.ones(self.operator.space.dimension, dtype=self.operator.dtype, device=self.operator.device)
         began = time.perf_counter()
