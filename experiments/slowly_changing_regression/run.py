@@ -119,11 +119,11 @@ def draw(found: dict[str, Array], bin_size: int) -> "Figure":
         for arm in arms:
             _draw_arm(axes, arm, found[arm], bin_size, GREY if arm.startswith("linear") else next(colours))
         axes.set(xlabel="millions of steps", title=f"{title} ({len(found[arms[0]])} seeds)")
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        axes.legend(frameon=False, fontsize=8, loc="lower right", labelspacing=0.25)
         plain_frame(axes)
     panels[0].set_ylabel("squared error before the update, mean of a bin")
     panels[0].scatter([], [], marker="x", s=40, color=GREY, label="published, first and last bin")
-    panels[0].legend(frameon=False, fontsize=8, loc="lower right")
+    panels[0].legend(frameon=False, fontsize=8, loc="lower right", labelspacing=0.25)
     panels[0].set_ylim(bottom=0)
     return figure
 
