@@ -75,6 +75,7 @@ def measure(found: dict[str, Array]) -> dict[str, dict[str, Any]]:
             "best": {"task": best + 1, **mean_and_error(values[:, best])},
             "last": mean_and_error(values[:, -1]),
             "last_against_first": rise(values[:, 0], values[:, -1]),
+            "last_against_best": rise(values[:, best], values[:, -1]),
             "mean_by_task": values.mean(0).round(3).tolist(),
         }
     for arm, row in results.items():
@@ -115,10 +116,11 @@ def main(words: Sequence[str] | None = None) -> None:
     results = measure(found)
     (given.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     save(draw(found), given.out / "accuracy.png")
-    print(f"{'arm':26} {'first task':>14} {'last task':>14} {'p (falls), paired t':>20}")
+    print(f"{'arm':26} {'first task':>13} {'best task':>13} {'last task':>13}   p of a fall from first, best")
     for arm, row in results.items():
-        ends = " ".join(f"{row[end]['mean']:6.2f} ({row[end]['error']:.2f})" for end in ("first", "last"))
-        print(f"{arm:26} {ends} {row['last_against_first']['paired_t']['p_fall']:20.2g}")
+        ends = " ".join(f"{row[end]['mean']:6.2f} ({row[end]['error']:.2f})" for end in ("first", "best", "last"))
+        falls = " ".join(f"{row[f'last_against_{end}']['paired_t']['p_fall']:7.2g}" for end in ("first", "best"))
+        print(f"{arm:26} {ends}   {falls}")
 
 
 if __name__ == "__main__":
