@@ -94,3 +94,71 @@ def test_incremental_cifar(real_data, tmp_path):
     folders = [tmp_path / "runs" / "base" / f"seed_{seed}" for seed in range(2)]
     right = 100 * np.array([logged(folder, "task_end", "task_test_accuracy")[0] for folder in folders])
     assert found["base"]["first"] == pytest.approx(mean_and_error(right))
+
+
+def tables(study):
+    """Rows of the README's tables as lists of cells, by their first cell."""
+    lines = (study.HERE / "README.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def shown(number, digits):
+    return f"{number['mean']:.{digits}f} ({number['error']:.{digits}f})"
+
+
+@pytest.mark.parametrize(
+    ("study", "ends", "digits"),
+    [
+        (slowly_changing_regression, ("first", "last"), 3),
+        (permuted_mnist, ("first", "last"), 2),
+        (continual_imagenet, ("early", "late"), 1),
+        (incremental_cifar, ("first", "last"), 1),
+    ],
+)
+def test_the_tables_are_those_of_the_results(study, ends, digits):
+    """Each arm has a row in the README: after what is published, the numbers of results.json rounded once."""
+    found = json.loads((study.HERE / "results.json").read_text())
+    rows = tables(study)
+    assert list(found) == list(study.ARMS)
+    for arm, row in found.items():
+        assert rows[arm][1:3] == [shown(row[end], digits) for end in ends]
+
+
+def test_slowly_changing_regression_came_out_as_published():
+    """First and last bins within 15 %; backprop rises where the published error does, continual backprop nowhere."""
+    found = json.loads((slowly_changing_regression.HERE / "results.json").read_text())
+    for arm, row in found.items():
+        assert row["seeds"] >= 30 and row["bins"] == 50
+        if row["published"]:
+            assert [row["first"]["mean"], row["last"]["mean"]] == pytest.approx(row["published"], rel=0.15)
+        rises = row["rise"]["wilcoxon"]["p"] < 0.01
+        assert rises == (arm in ("relu 0.01", "relu 0.003", "tanh 0.01", "tanh 0.003"))
+        assert tables(slowly_changing_regression)[arm][3] == f"{row['rise']['wilcoxon']['p']:.0e}"
+
+
+def test_permuted_mnist_came_out_as_published():
+    """Backprop falls from its best task in every seed and below continual backprop, which keeps its first accuracy."""
+    found = json.loads((permuted_mnist.HERE / "results.json").read_text())
+    for step in ("0.003", "0.01"):
+        backprop, continual = found[f"backprop {step}"], found[f"continual backprop {step}"]
+        assert backprop["seeds"] >= 5 and backprop["tasks"] >= 30
+        assert backprop["last_against_best"]["paired_t"]["p_fall"] < 0.001
+        assert backprop["last_against_best"]["larger"] == 0
+        assert continual["last_against_first"]["paired_t"]["p_fall"] > 0.05
+        assert continual["last_against_backprop"]["paired_t"]["p"] < 0.001
+    for arm, row in found.items():
+        cells = tables(permuted_mnist)[arm]
+        assert cells[3] == f"{shown(row['best'], 2)}, task {row['best']['task']}"
+        falls = [row[f"last_against_{end}"]["paired_t"]["p_fall"] for end in ("first", "best")]
+        assert cells[4:6] == [f"{p:.0e}" for p in falls]
+
+
+def test_incremental_cifar_against_retrained():
+    """The column of differences is that of the results, and continual backprop is another run than the base."""
+    found = json.loads((incremental_cifar.HERE / "results.json").read_text())
+    assert found["base"]["last"] != found["continual backprop"]["last"]
+    for arm in ("base", "continual backprop", "head reset"):
+        tested = found[arm]["last_against_retrained"]
+        number, p = tested["difference"], tested["paired_t"]["p"]
+        assert tables(incremental_cifar)[arm][3:5] == [f"+{number['mean']:.1f} ({number['error']:.1f})", f"{p:.0e}"]
