@@ -6,10 +6,12 @@ from benchmarks import (
     augmentation,
     channels_last,
     checkpoint,
+    collect,
     csl_online,
     dormant,
     hessian,
     input_curvature,
+    launcher,
     learner,
     net,
     plane,
@@ -22,7 +24,7 @@ from benchmarks import (
 
 
 def main() -> None:
-    of_runs = (startup, step, channels_last, augmentation, checkpoint, allocator)
+    of_runs = (startup, step, channels_last, augmentation, checkpoint, allocator, collect, launcher)
     of_samples = (csl_online, sample_gradient, input_curvature, dormant, aggregation)
     of_landscapes, of_learners = (hessian, plane), (learner, replicas, replica_runs, net)
     for program in (*of_runs, *of_samples, *of_landscapes, *of_learners):
