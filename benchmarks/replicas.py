@@ -25,6 +25,7 @@ from plastiscope.learner.backprop import Backprop
 from plastiscope.learner.continual_backprop import ContinualBackprop
 from plastiscope.learner.learner import Learner, LearnerConfig
 from plastiscope.learner.optimizer import Optimizer
+from plastiscope.learner.trainee import Trainee
 from plastiscope.learner.unit_statistics import UtilityType
 from plastiscope.measure.loss import Loss
 from plastiscope.net.mlp import Mlp
@@ -156,7 +157,7 @@ def learner_of(problem: Problem, side: Side) -> Learner:
     units = nets[0].unit_description()  # type: ignore[operator]
     net: nn.Module = stack(nets) if side.runs else nets[0]
     seed: Any = list(range(side.runs)) if side.runs else 0
-    learner = side.config(problem).make(net, units, lambda k: net, seed, 1 if side.runs else 0)
+    learner = side.config(problem).make(Trainee(net, units, lambda k: net, seed, 1 if side.runs else 0))
     learner.take_up(problem.task())
     learner.begin_epoch(0)
     return learner

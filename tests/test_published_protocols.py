@@ -8,6 +8,7 @@ from plans import make_plan
 from plastiscope.data.augmentation import make_augmentation
 from plastiscope.data.partition import validation_mask
 from plastiscope.experiment import make_net
+from plastiscope.learner.trainee import Trainee
 from plastiscope.net.describe import describe
 
 
@@ -93,7 +94,7 @@ def test_incremental_cifar_optimiser(cifar):
     steps = [cifar.learner.lr_at(epoch) for epoch in (0, 59, 60, 119, 120, 159, 160, 199)]
     assert steps == pytest.approx([0.1, 0.1, 0.02, 0.02, 0.004, 0.004, 0.0008, 0.0008], rel=1e-12)
     net = make_net(cifar, (3, 32, 32), 100)
-    optimizer = cifar.learner.make(net, describe(net, torch.zeros(2, 3, 32, 32)), None, seed=0).optimizer
+    optimizer = cifar.learner.make(Trainee(net, describe(net, torch.zeros(2, 3, 32, 32)), None, seed=0)).optimizer
     groups = optimizer.param_groups
     assert [len(group["params"]) for group in groups] == [82]  # decay on all, batch norm and biases included
     assert [(group["weight_decay"], group["nesterov"], group["dampening"]) for group in groups] == [(5e-4, False, 0)]

@@ -18,8 +18,9 @@ from plastiscope.error import ConfigError, RunError
 from plastiscope.event import Context
 from plastiscope.follow import follow, left_to_the_first
 from plastiscope.formats.checkpoints import fit
-from plastiscope.identity import holds_finished
-from plastiscope.learner.learner import InitialNet, Learner, Reset
+from plastiscope.identity import changed_since, holds_finished
+from plastiscope.learner.learner import Learner, Reset
+from plastiscope.learner.trainee import InitialNet, Trainee
 from plastiscope.learner.training_forward import Compile, Precision, TrainingForward, products_in
 from plastiscope.loop import Loop
 from plastiscope.measure.keyed import named_seed
@@ -104,6 +105,10 @@ def _run(plan: Plan, folder: Path, overrides: list[str], processes: Processes) -
 
             print(rehearse(plan, folder, stored).text(), flush=True)
         return
+    if stored is not None:
+        told = changed_since(stored, choose_device(plan.settings.device), plan.settings.resume_other_code)
+        if told and processes.is_first:
+            print(told, file=sys.stderr)
     processes.barrier()  # all have seen the folder as it was
     if processes.is_first:
         _run_first(plan, folder, overrides, stored, processes)
@@ -232,7 +237,7 @@ def make_learner(
     if getattr(net, "prefers_channels_last", False):
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     seed_generators(named_seed(plan.settings.seed, "run"))
-    return plan.learner.make(net, units, initial_net, plan.settings.seed)
+    return plan.learner.make(Trainee(net, units, initial_net, plan.settings.seed))
 
 
 def _initial_net(plan: Plan, data: DataSet, shift: TaskShift) -> InitialNet:
@@ -269,7 +274,8 @@ def make_all(plan: Plan, device: torch.device, branch: Branch | None = None) -> 
     stacked, initial_net = stack_networks(initial_nets, torch.zeros(2, *made[0].input_shape))
     stacked.to(device)
     seed_generators(named_seed(plan.settings.seed, "run"))
-    learner = plan.learner.make(stacked, units, initial_net, [one.settings.seed for one in plans], lead=1)
+    seeds = [one.settings.seed for one in plans]
+    learner = plan.learner.make(Trainee(stacked, units, initial_net, seeds, lead=1))
     nets = views_of(stacked, lambda: initial_nets[0](0).to(device), len(plans))
     return Made(plan, plans, made, shifts, nets, learner)
 

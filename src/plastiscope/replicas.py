@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from plastiscope.build import Plan
 from plastiscope.data.samples import DataSet
 from plastiscope.error import ConfigError
-from plastiscope.learner.learner import InitialNet, Learner
+from plastiscope.learner.learner import Learner
 from plastiscope.learner.optimizer import Optimizer
+from plastiscope.learner.trainee import InitialNet
 from plastiscope.measure.landscape.memory import free_memory, gigabytes
 from plastiscope.net.stacked import loses_on_cpu, stack, unstacked_state
 from plastiscope.net.units import UnitDescription

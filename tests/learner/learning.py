@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from plastiscope.data.samples import ArraySource, Batch, Samples
 from plastiscope.learner.learner import Learner, LearnerConfig
+from plastiscope.learner.trainee import Trainee
 from plastiscope.measure.loss import Loss
 from plastiscope.net.describe import describe
 from plastiscope.net.net import NetConfig
@@ -59,7 +60,7 @@ def start(
     module.to(dtype)
     if getattr(module, "prefers_channels_last", False):
         module.to(memory_format=torch.channels_last)
-    learner = config.make(module, units, initial_net, seed=0)
+    learner = config.make(Trainee(module, units, initial_net, seed=0))
     learner.take_up(make_task(outputs))
     learner.begin_epoch(0, epochs)
     module.train()

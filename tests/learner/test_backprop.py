@@ -9,6 +9,7 @@ from plastiscope.error import ConfigError
 from plastiscope.learner.backprop import Backprop
 from plastiscope.learner.learner import Learner, Reset
 from plastiscope.learner.optimizer import clip_norm
+from plastiscope.learner.trainee import Trainee
 from plastiscope.measure.loss import Loss
 from plastiscope.net.describe import describe
 from plastiscope.net.mlp import Mlp, Norm
@@ -50,7 +51,7 @@ def initial_net(k: int, norm: Norm = Norm.none) -> nn.Module:
 
 def make_learner(config: Backprop, norm: Norm = Norm.none) -> Learner:
     net = initial_net(0, norm)
-    return config.make(net, describe(net, torch.zeros(2, 2)), lambda k: initial_net(k, norm), seed=0)
+    return config.make(Trainee(net, describe(net, torch.zeros(2, 2)), lambda k: initial_net(k, norm), seed=0))
 
 
 class One(nn.Module):
@@ -65,7 +66,7 @@ class One(nn.Module):
 
 
 def learner_of(net: nn.Module, config: Backprop) -> Learner:
-    learner = config.make(net, describe(initial_net(0), torch.zeros(2, 2)), initial_net, seed=0)
+    learner = config.make(Trainee(net, describe(initial_net(0), torch.zeros(2, 2)), initial_net, seed=0))
     learner.take_up(make_task(active=1, loss=Loss.mse))
     learner.begin_epoch(0)
     return learner
@@ -147,7 +148,7 @@ def test_a_step_shows_the_unclipped_gradient_then_the_new_weights_and_then_acts(
             net.theta.data.fill_(7.0)
 
     net, config = One(11.0), Backprop(lr=1.0, momentum=0.0, clip_norm=0.5)
-    learner = Acting(config, net, describe(initial_net(0), torch.zeros(2, 2)), initial_net, seed=0)
+    learner = Acting(config, Trainee(net, describe(initial_net(0), torch.zeros(2, 2)), initial_net, seed=0))
     learner.on_backward = lambda: seen.append(("backward", net.theta.item(), net.theta.grad.item()))
     learner.on_update = lambda: seen.append(("update", net.theta.item(), net.theta.grad.item()))
     learner.take_up(make_task(active=1, loss=Loss.mse))
@@ -213,7 +214,7 @@ def test_after_a_network_reset_training_is_that_of_a_fresh_learner(optimizer):
     train_a_little(learner)
     learner.begin_task(make_task(index=1))
     net = initial_net(1)
-    fresh = learner.config.make(net, learner.units, initial_net, seed=0)
+    fresh = learner.config.make(Trainee(net, learner.units, initial_net, seed=0))
     for each in (learner, fresh):
         torch.manual_seed(0)
         train_a_little(each)

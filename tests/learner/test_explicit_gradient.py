@@ -17,6 +17,7 @@ from plastiscope.learner.explicit_gradient import dense_layers
 from plastiscope.learner.learner import Learner, LearnerConfig
 from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.redo import Redo
+from plastiscope.learner.trainee import Trainee
 from plastiscope.learner.unit_statistics import UtilityType
 from plastiscope.measure.loss import Loss
 from plastiscope.net.activation import Activation
@@ -59,7 +60,7 @@ def learner_of(config: LearnerConfig, net: NetConfig, lead: int, loss: Loss, act
     nets = networks(net, RUNS if lead else 1)
     units = nets[0].unit_description()
     module, seed = (stack(nets), [4, 5, 6]) if lead else (nets[0], 4)
-    learner = config.make(module.train(), units, lambda k: module, seed, lead)  # type: ignore[arg-type]
+    learner = config.make(Trainee(module.train(), units, lambda k: module, seed, lead))  # type: ignore[arg-type]
     learner.take_up(make_task(active, loss=loss))
     learner.begin_epoch(0)
     return learner
@@ -247,4 +248,4 @@ def test_a_learner_with_a_step_of_its_own_is_refused():
 
     (net,) = networks(Mlp(widths=[3]), 1)
     with pytest.raises(ConfigError, match="a step of its own"):
-        Other(Backprop(autograd=False), net, net.unit_description(), lambda k: net, 0)
+        Other(Backprop(autograd=False), Trainee(net, net.unit_description(), lambda k: net, 0))

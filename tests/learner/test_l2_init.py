@@ -13,6 +13,7 @@ from plastiscope.learner.l2_init import L2Init
 from plastiscope.learner.learner import Reset
 from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.scope import Scope
+from plastiscope.learner.trainee import Trainee
 from plastiscope.net.activation import Activation
 from plastiscope.net.mlp import Mlp, Norm
 
@@ -25,7 +26,7 @@ def from_ones(config: L2Init):
     for parameter in net.parameters():
         nn.init.ones_(parameter)
     other = start(L2(), *SMALL)
-    return config.make(net, other.units, other.initial_net, seed=0)
+    return config.make(Trainee(net, other.units, other.initial_net, seed=0))
 
 
 def update_without_gradient(learner, theta: float) -> float:

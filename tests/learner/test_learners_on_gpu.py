@@ -15,6 +15,7 @@ from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.redo import Redo
 from plastiscope.learner.shrink_and_perturb import ShrinkAndPerturb
 from plastiscope.learner.spectral_regularization import SpectralRegularization
+from plastiscope.learner.trainee import Trainee
 from plastiscope.learner.training_forward import Compile, Precision, TrainingForward
 from plastiscope.learner.upgd import Upgd
 from plastiscope.net.mlp import Mlp
@@ -71,7 +72,7 @@ def learner_of(config: LearnerConfig, runs: int) -> Learner:
         return stack([here.initial_net(k + run) for run in range(runs)]) if runs else here.initial_net(k)
 
     seed = list(range(runs)) if runs else 0
-    learner = config.make(initial_net(0).cuda(), here.units, initial_net, seed, lead=int(runs > 0))
+    learner = config.make(Trainee(initial_net(0).cuda(), here.units, initial_net, seed, lead=int(runs > 0)))
     learner.take_up(here.task)
     learner.begin_epoch(0, 1)
     learner.net.train()

@@ -29,6 +29,7 @@ from plastiscope.learner.rank_restoring_cbp import (
     energy_of,
 )
 from plastiscope.learner.replacement import Init
+from plastiscope.learner.trainee import Trainee
 from plastiscope.learner.unit_parameters import ByIndex, Part, ResidualMode
 from plastiscope.learner.unit_statistics import UtilityType
 from plastiscope.net.activation import Activation
@@ -376,8 +377,8 @@ def test_each_of_several_runs_is_as_alone(net, config):
                 parameter.add_(noise * 0.1)
         singles.append((learner, seed))
     stacked = stack([learner.net for learner, _ in singles])
-    singles = [config.make(one.net, one.units, one.initial_net, seed) for one, seed in singles]
-    together = config.make(stacked, singles[0].units, singles[0].initial_net, SEEDS, lead=1)
+    singles = [config.make(Trainee(one.net, one.units, one.initial_net, seed)) for one, seed in singles]
+    together = config.make(Trainee(stacked, singles[0].units, singles[0].initial_net, SEEDS, lead=1))
     for learner in (together, *singles):
         learner.take_up(make_task(3))
         learner.begin_epoch(0)

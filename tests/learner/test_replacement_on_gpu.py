@@ -11,6 +11,7 @@ from plastiscope.learner.continual_backprop import ContinualBackprop
 from plastiscope.learner.learner import LearnerConfig
 from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.redo import Redo
+from plastiscope.learner.trainee import Trainee
 from plastiscope.learner.unit_statistics import UtilityType
 from plastiscope.net.convnet import ConvNet
 
@@ -42,7 +43,7 @@ def test_steps_on_a_gpu_do_not_wait_and_replace_as_on_the_cpu(config, request):
     here = start(config, NET, SHAPE)
     there = start(config, NET, SHAPE)
     there.net.cuda()
-    there = config.make(there.net, there.units, there.initial_net, 0)
+    there = config.make(Trainee(there.net, there.units, there.initial_net, 0))
     there.take_up(here.task)
     there.begin_epoch(0)
     given = batches(SHAPE, [6] * 12)

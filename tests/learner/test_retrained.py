@@ -6,6 +6,7 @@ from learning import assert_equal_states, batches, make_task, start, state_of
 
 from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.retrained import Retrained
+from plastiscope.learner.trainee import Trainee
 from plastiscope.net.convnet import ConvNet
 from plastiscope.net.mlp import Mlp, Norm
 from plastiscope.net.resnet18 import ResNet18
@@ -43,7 +44,7 @@ def test_training_goes_on_as_that_of_a_fresh_learner(optimizer):
     for batch in batches(shape, [6, 6], dtype=torch.float32):
         learner.step(batch)
     learner.begin_task(make_task(3, index=1))
-    fresh = config.make(learner.initial_net(1).train(), learner.units, learner.initial_net, seed=0)
+    fresh = config.make(Trainee(learner.initial_net(1).train(), learner.units, learner.initial_net, seed=0))
     fresh.take_up(make_task(3))
     fresh.begin_epoch(0)
     for batch in batches(shape, [6] * 4, seed=1, dtype=torch.float32):

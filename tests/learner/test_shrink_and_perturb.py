@@ -13,6 +13,7 @@ from plastiscope.learner.backprop import Backprop
 from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.scope import Scope
 from plastiscope.learner.shrink_and_perturb import ShrinkAndPerturb
+from plastiscope.learner.trainee import Trainee
 from plastiscope.net.activation import Activation
 from plastiscope.net.convnet import ConvNet
 from plastiscope.net.layers import Kind, Layers
@@ -88,7 +89,7 @@ def test_noise_depends_on_the_seed_and_on_nothing_that_others_draw():
     torch.rand(5)
     again, config = noise_of(start(ShrinkAndPerturb(noise_std=1.0), *SMALL), 3), ShrinkAndPerturb(noise_std=1.0)
     other = start(config, *SMALL)
-    other = noise_of(config.make(other.net, other.units, other.initial_net, seed=1), 3)
+    other = noise_of(config.make(Trainee(other.net, other.units, other.initial_net, seed=1)), 3)
     for name, value in one.items():
         assert torch.equal(again[name], value)
         assert not torch.equal(other[name], value)

@@ -8,6 +8,7 @@ from plastiscope.error import ConfigError
 from plastiscope.learner.learner import Reset
 from plastiscope.learner.scope import Scope
 from plastiscope.learner.shrink_and_perturb_task import ShrinkAndPerturbTask
+from plastiscope.learner.trainee import Trainee
 from plastiscope.net.mlp import Mlp, Norm
 from plastiscope.task_shift_mode.task import NewHead, Task
 
@@ -69,7 +70,7 @@ def test_noise_is_a_function_of_seed_and_task_and_training_does_not_change_it():
     for name, parameter in learner.net.named_parameters():
         assert torch.equal(other.net.get_parameter(name), parameter)
     config = learner.config
-    third = config.make(other.net, other.units, other.initial_net, seed=1)
+    third = config.make(Trainee(other.net, other.units, other.initial_net, seed=1))
     begin(third, 2)
     assert not any(torch.equal(p, q) for p, q in zip(learner.net.parameters(), third.net.parameters(), strict=True))
 

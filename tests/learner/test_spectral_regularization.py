@@ -19,6 +19,7 @@ from plastiscope.learner.spectral_regularization import (
     penalty_slope,
     power_iteration,
 )
+from plastiscope.learner.trainee import Trainee
 from plastiscope.net.activation import Activation
 from plastiscope.net.convnet import ConvNet
 from plastiscope.net.layers import Kind, Layers
@@ -242,10 +243,12 @@ def test_each_of_several_runs_is_as_alone(net, exact):
                 )
     stacked = stack([learner.net for learner in singles])
     singles = [
-        SpectralRegularizationLearner(config, one.net, one.units, one.initial_net, seed)
+        SpectralRegularizationLearner(config, Trainee(one.net, one.units, one.initial_net, seed))
         for one, seed in zip(singles, seeds, strict=True)
     ]
-    together = SpectralRegularizationLearner(config, stacked, singles[0].units, singles[0].initial_net, seeds, lead=1)
+    together = SpectralRegularizationLearner(
+        config, Trainee(stacked, singles[0].units, singles[0].initial_net, seeds, lead=1)
+    )
     generator = torch.Generator().manual_seed(1)
     for _ in range(4):
         for name, parameter in together.net.named_parameters():

@@ -21,6 +21,7 @@ from plastiscope.learner.retrained import Retrained
 from plastiscope.learner.scope import Scope
 from plastiscope.learner.shrink_and_perturb import ShrinkAndPerturb
 from plastiscope.learner.shrink_and_perturb_task import ShrinkAndPerturbTask
+from plastiscope.learner.trainee import Trainee
 from plastiscope.net.activation import Activation
 from plastiscope.net.convnet import ConvNet
 from plastiscope.net.layers import Kind, Layers
@@ -63,14 +64,14 @@ def make(config: LearnerConfig, net: NetConfig, shape: tuple[int, ...]) -> tuple
     """The learner of the stack, and those of the runs alone."""
     units = start(Backprop(), net, shape).units
     singles = [
-        config.make(fresh(net, shape, seed, 0), units, lambda k, seed=seed: fresh(net, shape, seed, k), seed)
+        config.make(Trainee(fresh(net, shape, seed, 0), units, lambda k, seed=seed: fresh(net, shape, seed, k), seed))
         for seed in SEEDS
     ]
 
     def stacked(k: int) -> nn.Module:
         return stack([fresh(net, shape, seed, k) for seed in SEEDS])
 
-    return config.make(stacked(0), units, stacked, SEEDS, 1), singles
+    return config.make(Trainee(stacked(0), units, stacked, SEEDS, 1)), singles
 
 
 def assert_as_alone(together: Any, singles: list[Any]) -> None:

@@ -13,6 +13,7 @@ from plastiscope.learner.continual_backprop import ContinualBackprop, ContinualB
 from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.redo import Redo, RedoLearner
 from plastiscope.learner.replacement import Init, ReplacingConfig
+from plastiscope.learner.trainee import Trainee
 from plastiscope.learner.unit_statistics import UtilityType
 from plastiscope.net.mlp import Mlp
 
@@ -29,7 +30,7 @@ def together(config: ReplacingConfig, nets: list[nn.Module], seeds: list[int] = 
         module, _, name = path.rpartition(".")
         setattr(stacked.get_submodule(module), name, nn.Parameter(values))
     units = nets[0].unit_description()
-    return LEARNERS[type(config)](config, stacked, units, lambda k: nets[0], seeds, lead=1)
+    return LEARNERS[type(config)](config, Trainee(stacked, units, lambda k: nets[0], seeds, lead=1))
 
 
 def alone(config: ReplacingConfig, seed: int) -> Any:
@@ -37,7 +38,7 @@ def alone(config: ReplacingConfig, seed: int) -> Any:
     with torch.no_grad():
         for parameter in learner.net.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)) * 0.1)
-    return LEARNERS[type(config)](config, learner.net, learner.units, learner.initial_net, seed)
+    return LEARNERS[type(config)](config, Trainee(learner.net, learner.units, learner.initial_net, seed))
 
 
 def advance(learner: Any, gradients: dict[str, Tensor], features: list[Tensor]) -> None:

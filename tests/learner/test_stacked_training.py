@@ -16,6 +16,7 @@ from plastiscope.learner.learner import LearnerConfig
 from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.redo import Redo
 from plastiscope.learner.replacement import Init
+from plastiscope.learner.trainee import Trainee
 from plastiscope.learner.unit_parameters import ResidualMode
 from plastiscope.measure.loss import Loss
 from plastiscope.net.activation import Activation
@@ -56,7 +57,7 @@ def networks(name: str) -> list[nn.Module]:
 
 
 def learner_of(config: LearnerConfig, net: nn.Module, units: Any, seed: Any, lead: int) -> Any:
-    learner = config.make(net, units, lambda k: net, seed, lead)
+    learner = config.make(Trainee(net, units, lambda k: net, seed, lead))
     learner.take_up(make_task(OUTPUTS, loss=Loss.cross_entropy))
     learner.begin_epoch(0)
     return learner

@@ -13,6 +13,7 @@ from plastiscope.error import ConfigError
 from plastiscope.learner.learner import Reset
 from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.step_noise import StepNoise
+from plastiscope.learner.trainee import Trainee
 from plastiscope.learner.upgd import Gate, GateCorrection, GatedDescent, GatingMode, Upgd, UpgdLearner
 from plastiscope.net.activation import Activation
 from plastiscope.net.mlp import Mlp
@@ -187,8 +188,8 @@ def test_a_net_whose_head_is_not_known_has_no_gate_for_it():
 
     headless = replace(learner.units, head="")
     with pytest.raises(ConfigError, match="head of this network was not found, which gating_mode=output_only"):
-        UpgdLearner(Upgd(gating_mode=GatingMode.output_only), learner.net, headless, learner.initial_net, 0)
-    UpgdLearner(Upgd(), learner.net, headless, learner.initial_net, 0)
+        UpgdLearner(Upgd(gating_mode=GatingMode.output_only), Trainee(learner.net, headless, learner.initial_net, 0))
+    UpgdLearner(Upgd(), Trainee(learner.net, headless, learner.initial_net, 0))
 
 
 def test_slopes_take_no_weight_decay():
@@ -242,9 +243,10 @@ def test_each_of_several_runs_is_as_alone(config):
         values = torch.stack([learner.net.get_parameter(path).detach() for learner in singles])
         setattr(stacked.get_submodule(module), name, nn.Parameter(values))
     singles = [
-        UpgdLearner(config, one.net, one.units, one.initial_net, seed) for one, seed in zip(singles, seeds, strict=True)
+        UpgdLearner(config, Trainee(one.net, one.units, one.initial_net, seed))
+        for one, seed in zip(singles, seeds, strict=True)
     ]
-    together = UpgdLearner(config, stacked, singles[0].units, singles[0].initial_net, seeds, lead=1)
+    together = UpgdLearner(config, Trainee(stacked, singles[0].units, singles[0].initial_net, seeds, lead=1))
     generator = torch.Generator().manual_seed(1)
     for _ in range(6):
         for name, parameter in together.net.named_parameters():

@@ -15,6 +15,7 @@ from plastiscope.experiment import run
 from plastiscope.learner.backprop import Backprop
 from plastiscope.learner.learner import Learner
 from plastiscope.learner.optimizer import Optimizer
+from plastiscope.learner.trainee import Trainee
 from plastiscope.measure.loss import Loss
 from plastiscope.net.activation import Activation, undecayed
 from plastiscope.net.convnet import ConvNet, NormAt
@@ -159,7 +160,7 @@ def task(new_head: NewHead = NewHead.keep) -> Task:
 
 def learner_of(config: Mlp, settings: Backprop, new_head: NewHead = NewHead.keep) -> Learner:
     net = config.make((5,), 3)
-    learner = settings.make(net, describe(net, torch.zeros(2, 5)), lambda k: config.make((5,), 3), seed=0)
+    learner = settings.make(Trainee(net, describe(net, torch.zeros(2, 5)), lambda k: config.make((5,), 3), seed=0))
     learner.take_up(task(new_head))
     return learner
 

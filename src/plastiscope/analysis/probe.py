@@ -19,6 +19,7 @@ from plastiscope.analysis.held_out import HeldOut, HeldOutKind, held_out
 from plastiscope.error import ConfigError, require
 from plastiscope.event import Context, Numbers, undisturbed
 from plastiscope.learner.learner import Learner, LearnerConfig
+from plastiscope.learner.trainee import Trainee
 from plastiscope.measure.evaluation import score
 from plastiscope.measure.keyed import named_seed
 from plastiscope.measure.trainability import Curve, trainability
@@ -185,9 +186,9 @@ class Probe(Analysis):
         net.to(task.inputs.device)
         if getattr(net, "prefers_channels_last", False):
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        arguments = (net, units, initial_net, context.seed)
+        trainee = Trainee(net, units, initial_net, context.seed)
         is_own = self.learner is ProbeLearner.own
-        learner = self._learner.make(*arguments) if is_own else Learner(self._learner, *arguments)
+        learner = self._learner.make(trainee) if is_own else Learner(self._learner, trainee)
         learner.take_up(task.task)
         try:
             learner.begin_task(task.task)

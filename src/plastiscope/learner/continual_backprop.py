@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from plastiscope.error import ConfigError, require
 from plastiscope.learner.budget import Budget, Count, RunsBudget, StepDraws
-from plastiscope.learner.learner import InitialNet, Reset
+from plastiscope.learner.learner import Reset
 from plastiscope.learner.replacement import ReplacingConfig, ReplacingLearner, compensate
+from plastiscope.learner.trainee import Trainee
 from plastiscope.learner.unit_parameters import ByIndex, ByMask, Chosen, ResidualMode, UnitSet
 from plastiscope.learner.unit_statistics import FeatureMagnitude, UnitStatistics, UtilityType
-from plastiscope.measure.keyed import Seed, keyed_uniform
-from plastiscope.net.units import UnitDescription
+from plastiscope.measure.keyed import keyed_uniform
 from plastiscope.task_shift_mode.task import Task
 
 Number = int | npt.NDArray[np.int64]
@@ -74,11 +74,9 @@ class ContinualBackprop(ReplacingConfig):
             "only util_type=contribution has a feature magnitude",
         )
 
-    def make(
-        self, net: nn.Module, units: UnitDescription, initial_net: InitialNet, seed: Seed, lead: int = 0
-    ) -> "ContinualBackpropLearner":
-        """The learner of `net`."""
-        return ContinualBackpropLearner(self, net, units, initial_net, seed, lead)
+    def make(self, trainee: Trainee) -> "ContinualBackpropLearner":
+        """The learner of `trainee`."""
+        return ContinualBackpropLearner(self, trainee)
 
 
 class ContinualBackpropLearner(ReplacingLearner):
@@ -86,24 +84,16 @@ class ContinualBackpropLearner(ReplacingLearner):
 
     config: ContinualBackprop
 
-    def __init__(
-        self,
-        config: ContinualBackprop,
-        net: nn.Module,
-        units: UnitDescription,
-        initial_net: InitialNet,
-        seed: Seed,
-        lead: int = 0,
-    ) -> None:
-        """Own `net`; see ReplacingLearner."""
-        super().__init__(config, net, units, initial_net, seed, lead)
+    def __init__(self, config: ContinualBackprop, trainee: Trainee) -> None:
+        """Own the network; see ReplacingLearner."""
+        super().__init__(config, trainee)
         self._check_biases()
         self.compensates = self._compensates()
         self.statistics = UnitStatistics(
-            self.parts, config.util_type, config.decay_rate, config.feature_magnitude, self.compensates, lead
+            self.parts, config.util_type, config.decay_rate, config.feature_magnitude, self.compensates, self.lead
         )
         self.budgets = {units.name: self._budget(units) for units in self.sets}
-        self.largest_chosen = self.statistics.utility.new_zeros(self.statistics.utility.shape[:lead])
+        self.largest_chosen = self.statistics.utility.new_zeros(self.statistics.utility.shape[: self.lead])
 
     def _compensates(self) -> bool:
         """Whether any consumer takes over what replaced units contribute."""

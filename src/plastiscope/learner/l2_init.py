@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from plastiscope.error import require
-from plastiscope.learner.learner import InitialNet, Learner, LearnerConfig
+from plastiscope.learner.learner import Learner, LearnerConfig
 from plastiscope.learner.scope import Scope, within
-from plastiscope.measure.keyed import Seed
-from plastiscope.net.units import UnitDescription
+from plastiscope.learner.trainee import Trainee
 
 
 @dataclass(kw_only=True)
@@ -32,11 +31,9 @@ class L2Init(LearnerConfig):
         super().__post_init__()
         require(0 <= self.strength < float("inf"), "strength", self.strength, "must be 0 or more, and finite")
 
-    def make(
-        self, net: nn.Module, units: UnitDescription, initial_net: InitialNet, seed: Seed, lead: int = 0
-    ) -> "L2InitLearner":
-        """The learner of `net`."""
-        return L2InitLearner(self, net, units, initial_net, seed, lead)
+    def make(self, trainee: Trainee) -> "L2InitLearner":
+        """The learner of `trainee`."""
+        return L2InitLearner(self, trainee)
 
 
 class L2InitLearner(Learner):
@@ -48,18 +45,10 @@ class L2InitLearner(Learner):
 
     config: L2Init
 
-    def __init__(
-        self,
-        config: L2Init,
-        net: nn.Module,
-        units: UnitDescription,
-        initial_net: InitialNet,
-        seed: Seed,
-        lead: int = 0,
-    ) -> None:
-        """Own `net`, whose weights of now are theta_0; the arguments are those of LearnerConfig.make."""
-        super().__init__(config, net, units, initial_net, seed, lead)
-        self.origin: dict[Tensor, Tensor] = {p: p.detach().clone() for p in within(net, config.scope, lead)}
+    def __init__(self, config: L2Init, trainee: Trainee) -> None:
+        """Own the network, whose weights of now are theta_0."""
+        super().__init__(config, trainee)
+        self.origin: dict[Tensor, Tensor] = {p: p.detach().clone() for p in within(self.net, config.scope, self.lead)}
 
     def update(self) -> None:
         """The gradient of the penalty, which like weight decay is not clipped, then the optimiser's step."""

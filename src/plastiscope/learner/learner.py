@@ -15,16 +15,12 @@ from plastiscope.learner.explicit_gradient import ExplicitGradient
 from plastiscope.learner.fused_step import fused_step
 from plastiscope.learner.layer_rates import LayerLr, LayerRates, Restart
 from plastiscope.learner.optimizer import Optimizer, ParameterGroups, clip_norm, make_optimizer, parameter_groups
+from plastiscope.learner.trainee import Trainee
 from plastiscope.learner.training_forward import TrainingForward
-from plastiscope.measure.keyed import Seed
 from plastiscope.measure.loss import per_sample_loss
 from plastiscope.net.scale_invariance import scale_invariant_parameters
 from plastiscope.net.svd import penalised
-from plastiscope.net.units import UnitDescription
 from plastiscope.task_shift_mode.task import NewHead, Task
-
-InitialNet = Callable[[int], nn.Module]
-"""k -> a freshly initialised network; k = 0 is the run's own, k > 0 are others, each always the same bits."""
 
 
 class Reset(Enum):
@@ -92,19 +88,9 @@ class LearnerConfig:
             "effective_lr_mode=project keeps the norms and steps by lr; leave effective_lr null",
         )
 
-    def make(
-        self, net: nn.Module, units: UnitDescription, initial_net: InitialNet, seed: Seed, lead: int = 0
-    ) -> "Learner":
-        """The learner of `net`; update rules of their own override this.
-
-        Args:
-            net: the network, every parameter and buffer with `lead` leading axes.
-            units: its description, of the network without these axes.
-            initial_net: gives fresh networks of the same kind.
-            seed: of the run; or of each run along the leading axis.
-            lead: number of leading axes, 0 or 1: runs that advance together.
-        """
-        return Learner(self, net, units, initial_net, seed, lead)
+    def make(self, trainee: Trainee) -> "Learner":
+        """The learner of `trainee`; update rules of their own override this."""
+        return Learner(self, trainee)
 
     def lr_at(self, epoch: int) -> float:
         """Step size in epoch `epoch` of a task."""
@@ -128,22 +114,14 @@ class Learner:
         on_backward, on_update: called in `step` when set; the trainer sets them when a callback listens.
     """
 
-    def __init__(
-        self,
-        config: LearnerConfig,
-        net: nn.Module,
-        units: UnitDescription,
-        initial_net: InitialNet,
-        seed: Seed,
-        lead: int = 0,
-    ) -> None:
-        """Own `net`; parameters that need no gradient are left alone. The arguments are those of LearnerConfig.make."""
-        self.config, self.net, self.units, self.initial_net = config, net, units, initial_net
-        self.seed, self.lead = seed, lead
-        self.parameters = [p for p in net.parameters() if p.requires_grad]
+    def __init__(self, config: LearnerConfig, trainee: Trainee) -> None:
+        """Own the network; its parameters that need no gradient are left alone."""
+        self.config, self.net, self.units, self.initial_net = config, trainee.net, trainee.units, trainee.initial_net
+        self.seed, self.lead = trainee.seed, trainee.lead
+        self.parameters = [p for p in self.net.parameters() if p.requires_grad]
         self.layer_rates, self.projection = self._rates_of_layers()
         self.optimizer = make_optimizer(config, self.parameter_groups())
-        self._penalised = penalised(net)
+        self._penalised = penalised(self.net)
         self._explicit = None if config.autograd else self._explicit_gradient()
         self.task: Task | None = None
         self.through: TrainingForward | None = None

@@ -13,17 +13,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from plastiscope.error import ConfigError, require
 from plastiscope.learner.continual_backprop import ContinualBackprop, ContinualBackpropLearner
 from plastiscope.learner.input_moments import InputMoments
-from plastiscope.learner.learner import InitialNet, Reset
+from plastiscope.learner.learner import Reset
 from plastiscope.learner.replacement import FreshWeights, Init
+from plastiscope.learner.trainee import Trainee
 from plastiscope.learner.unit_parameters import ByIndex, Chosen, Part, Slices, UnitSet
 from plastiscope.measure.keyed import Seed, keyed_normal
 from plastiscope.measure.restoring_vectors import Energy, activation_energy, restoring_vectors
-from plastiscope.net.units import UnitDescription
 from plastiscope.task_shift_mode.task import Task
 
 
@@ -94,11 +94,9 @@ class RankRestoringCbp(ContinualBackprop):
         is_own = self.init is Init.kaiming
         require(is_own, "init", self.init.value, "has no effect here: rank_restoring_cbp makes its own fresh weights")
 
-    def make(
-        self, net: nn.Module, units: UnitDescription, initial_net: InitialNet, seed: Seed, lead: int = 0
-    ) -> "RankRestoringCbpLearner":
-        """The learner of `net`."""
-        return RankRestoringCbpLearner(self, net, units, initial_net, seed, lead)
+    def make(self, trainee: Trainee) -> "RankRestoringCbpLearner":
+        """The learner of `trainee`."""
+        return RankRestoringCbpLearner(self, trainee)
 
 
 SLOPE_OF_PRELU = 0.25
@@ -201,29 +199,21 @@ class RankRestoringCbpLearner(ContinualBackpropLearner):
     config: RankRestoringCbp
     fresh: RestoringWeights
 
-    def __init__(
-        self,
-        config: RankRestoringCbp,
-        net: nn.Module,
-        units: UnitDescription,
-        initial_net: InitialNet,
-        seed: Seed,
-        lead: int = 0,
-    ) -> None:
-        """Own `net`; see ReplacingLearner.
+    def __init__(self, config: RankRestoringCbp, trainee: Trainee) -> None:
+        """Own the network; see ReplacingLearner.
 
         Raises:
             ConfigError: a layer whose units are not made by one row of weights from one vector, such as convolutions
                 beside a shortcut, maxout, weight-normalised layers; names it and the reason.
         """
-        if lead and not config.accumulate:
+        if trainee.lead and not config.accumulate:
             raise ConfigError(
                 "learner.accumulate=false cannot be stacked with rank_restoring_cbp: each run would replace another "
                 "number of units at a step. Use learner.accumulate=true, or one process per run"
             )
-        super().__init__(config, net, units, initial_net, seed, lead)
-        self.moments = InputMoments(net, self.parts, config.second_moment_decay, config.diagonal, lead)
-        self.fresh = RestoringWeights(seed, config, self.parts, self.moments)
+        super().__init__(config, trainee)
+        self.moments = InputMoments(self.net, self.parts, config.second_moment_decay, config.diagonal, self.lead)
+        self.fresh = RestoringWeights(self.seed, config, self.parts, self.moments)
 
     def begin_task(self, task: Task) -> None:
         """Start `task`; a network that is reset has seen nothing."""

@@ -6,14 +6,12 @@ Source: Sokar et al. 2023, "The dormant neuron phenomenon in deep reinforcement 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from plastiscope.error import require
-from plastiscope.learner.learner import InitialNet
 from plastiscope.learner.replacement import ReplacingConfig, ReplacingLearner
+from plastiscope.learner.trainee import Trainee
 from plastiscope.learner.unit_parameters import ByMask, Part, UnitSet
-from plastiscope.measure.keyed import Seed
-from plastiscope.net.units import UnitDescription
 
 
 @dataclass(kw_only=True)
@@ -31,11 +29,9 @@ class Redo(ReplacingConfig):
         require(self.reset_period >= 1, "reset_period", self.reset_period, "must be 1 or more")
         require(self.tau >= 0, "tau", self.tau, "must be 0 or more")
 
-    def make(
-        self, net: nn.Module, units: UnitDescription, initial_net: InitialNet, seed: Seed, lead: int = 0
-    ) -> "RedoLearner":
-        """The learner of `net`."""
-        return RedoLearner(self, net, units, initial_net, seed, lead)
+    def make(self, trainee: Trainee) -> "RedoLearner":
+        """The learner of `trainee`."""
+        return RedoLearner(self, trainee)
 
 
 def dormancy_scores(feature: Tensor, unit_axis: int, lead: int = 0) -> Tensor:

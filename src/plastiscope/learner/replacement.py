@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from plastiscope.learner.adam import UnitAdam
 from plastiscope.learner.features import TrainingFeatures
-from plastiscope.learner.learner import InitialNet, Learner, LearnerConfig
+from plastiscope.learner.learner import Learner, LearnerConfig
 from plastiscope.learner.optimizer import Optimizer
+from plastiscope.learner.trainee import InitialNet, Trainee
 from plastiscope.learner.unit_parameters import Chosen, Part, ResidualMode, Slices, UnitSet, unit_sets
 from plastiscope.measure.keyed import Seed, keyed_bits, keyed_normal, keyed_uniform
 from plastiscope.net.activation import Activation
-from plastiscope.net.units import UnitDescription
 
 
 class Init(Enum):
@@ -194,33 +194,17 @@ class ReplacingLearner(Learner):
 
     config: ReplacingConfig
 
-    def __init__(
-        self,
-        config: ReplacingConfig,
-        net: nn.Module,
-        units: UnitDescription,
-        initial_net: InitialNet,
-        seed: Seed,
-        lead: int = 0,
-    ) -> None:
-        """Own `net`; refuse one whose units cannot be replaced completely.
-
-        Args:
-            config: settings.
-            net: the network, every parameter with `lead` leading axes.
-            units: its description.
-            initial_net: gives the network's first weights.
-            seed: of the run; or of each run along the leading axis.
-            lead: number of leading axes.
+    def __init__(self, config: ReplacingConfig, trainee: Trainee) -> None:
+        """Own the network; refuse one whose units cannot be replaced completely.
 
         Raises:
             ConfigError: names the layer and the reason.
         """
-        super().__init__(config, net, units, initial_net, seed, lead)
-        self.sets = unit_sets(net, units, config.residual_mode, lead)
+        super().__init__(config, trainee)
+        self.sets = unit_sets(self.net, self.units, config.residual_mode, self.lead)
         self.parts = [part for units in self.sets for part in units.parts]
-        self.features = TrainingFeatures(net, [part.layer for part in self.parts])
-        self.fresh = FreshWeights(seed, config.init, initial_net, self.parts)
+        self.features = TrainingFeatures(self.net, [part.layer for part in self.parts])
+        self.fresh = FreshWeights(self.seed, config.init, self.initial_net, self.parts)
         if config.reset_optimizer_state and config.optimizer is not Optimizer.sgd:
             self.optimizer = UnitAdam(
                 self.parameter_groups(),
@@ -229,7 +213,7 @@ class ReplacingLearner(Learner):
                 eps=config.eps,
                 weight_decay=config.weight_decay,
                 decoupled=config.optimizer is Optimizer.adamw,
-                lead=lead,
+                lead=self.lead,
             )
         self.steps = 0
         self.generations = {units.name: self._per_unit(units, torch.int64) for units in self.sets}

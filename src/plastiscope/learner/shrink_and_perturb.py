@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from plastiscope.error import require
-from plastiscope.learner.learner import InitialNet, Learner, LearnerConfig
+from plastiscope.learner.learner import Learner, LearnerConfig
 from plastiscope.learner.scope import Scope, within
 from plastiscope.learner.step_noise import StepNoise
-from plastiscope.measure.keyed import Seed
-from plastiscope.net.units import UnitDescription
+from plastiscope.learner.trainee import Trainee
 
 
 @dataclass(kw_only=True)
@@ -33,11 +32,9 @@ class ShrinkAndPerturb(LearnerConfig):
         super().__post_init__()
         require(0 <= self.noise_std < float("inf"), "noise_std", self.noise_std, "must be 0 or more, and finite")
 
-    def make(
-        self, net: nn.Module, units: UnitDescription, initial_net: InitialNet, seed: Seed, lead: int = 0
-    ) -> "ShrinkAndPerturbLearner":
-        """The learner of `net`."""
-        return ShrinkAndPerturbLearner(self, net, units, initial_net, seed, lead)
+    def make(self, trainee: Trainee) -> "ShrinkAndPerturbLearner":
+        """The learner of `trainee`."""
+        return ShrinkAndPerturbLearner(self, trainee)
 
 
 class ShrinkAndPerturbLearner(Learner):
@@ -45,19 +42,11 @@ class ShrinkAndPerturbLearner(Learner):
 
     config: ShrinkAndPerturb
 
-    def __init__(
-        self,
-        config: ShrinkAndPerturb,
-        net: nn.Module,
-        units: UnitDescription,
-        initial_net: InitialNet,
-        seed: Seed,
-        lead: int = 0,
-    ) -> None:
-        """Own `net`; the arguments are those of LearnerConfig.make."""
-        super().__init__(config, net, units, initial_net, seed, lead)
-        self.perturbed: list[Tensor] = list(within(net, config.scope, lead))
-        self.noise = StepNoise(self.perturbed, seed, "shrink_and_perturb", lead)
+    def __init__(self, config: ShrinkAndPerturb, trainee: Trainee) -> None:
+        """Own the network, whose weights of `scope` get the noise."""
+        super().__init__(config, trainee)
+        self.perturbed: list[Tensor] = list(within(self.net, config.scope, self.lead))
+        self.noise = StepNoise(self.perturbed, self.seed, "shrink_and_perturb", self.lead)
         self.noisy_steps = 0
 
     @torch.no_grad()

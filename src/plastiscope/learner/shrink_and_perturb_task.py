@@ -6,14 +6,13 @@ Source: Ash and Adams 2020, "On warm-starting neural network training" (arXiv 19
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from plastiscope.error import require
-from plastiscope.learner.learner import InitialNet, Learner, LearnerConfig
+from plastiscope.learner.learner import Learner, LearnerConfig
 from plastiscope.learner.scope import Scope, within
 from plastiscope.learner.step_noise import StepNoise
-from plastiscope.measure.keyed import Seed
-from plastiscope.net.units import UnitDescription
+from plastiscope.learner.trainee import Trainee
 from plastiscope.task_shift_mode.task import Task
 
 
@@ -34,11 +33,9 @@ class ShrinkAndPerturbTask(LearnerConfig):
         require(0 <= self.shrink <= 1, "shrink", self.shrink, "must be in [0, 1]")
         require(0 <= self.noise_std < float("inf"), "noise_std", self.noise_std, "must be 0 or more, and finite")
 
-    def make(
-        self, net: nn.Module, units: UnitDescription, initial_net: InitialNet, seed: Seed, lead: int = 0
-    ) -> "ShrinkAndPerturbTaskLearner":
-        """The learner of `net`."""
-        return ShrinkAndPerturbTaskLearner(self, net, units, initial_net, seed, lead)
+    def make(self, trainee: Trainee) -> "ShrinkAndPerturbTaskLearner":
+        """The learner of `trainee`."""
+        return ShrinkAndPerturbTaskLearner(self, trainee)
 
 
 class ShrinkAndPerturbTaskLearner(Learner):

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from plastiscope.error import ConfigError, require
-from plastiscope.learner.learner import InitialNet, Learner, LearnerConfig
-from plastiscope.measure.keyed import Seed, keyed_normal
+from plastiscope.learner.learner import Learner, LearnerConfig
+from plastiscope.learner.trainee import Trainee
+from plastiscope.measure.keyed import keyed_normal
 from plastiscope.net.activation import undecayed
 from plastiscope.net.layers import COMPOSED
-from plastiscope.net.units import UnitDescription
 from plastiscope.net.weight_normalised import WeightNormalised
 
 
@@ -39,11 +39,9 @@ class SpectralRegularization(LearnerConfig):
         require(0 <= self.beta < float("inf"), "beta", self.beta, "must be 0 or more, and finite")
         require(1 <= self.exponent < float("inf"), "exponent", self.exponent, "must be 1 or more, and finite")
 
-    def make(
-        self, net: nn.Module, units: UnitDescription, initial_net: InitialNet, seed: Seed, lead: int = 0
-    ) -> "SpectralRegularizationLearner":
-        """The learner of `net`."""
-        return SpectralRegularizationLearner(self, net, units, initial_net, seed, lead)
+    def make(self, trainee: Trainee) -> "SpectralRegularizationLearner":
+        """The learner of `trainee`."""
+        return SpectralRegularizationLearner(self, trainee)
 
 
 def power_iteration(matrix: Tensor, left: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,29 +98,22 @@ class SpectralRegularizationLearner(Learner):
 
     config: SpectralRegularization
 
-    def __init__(
-        self,
-        config: SpectralRegularization,
-        net: nn.Module,
-        units: UnitDescription,
-        initial_net: InitialNet,
-        seed: Seed,
-        lead: int = 0,
-    ) -> None:
-        """Own `net`; see Learner.
+    def __init__(self, config: SpectralRegularization, trainee: Trainee) -> None:
+        """Own the network; see Learner.
 
         Raises:
             ConfigError: a layer's weights are a product of several parameters.
         """
-        super().__init__(config, net, units, initial_net, seed, lead)
-        self.matrices, self.vectors = _matrices(net, lead), _vectors(net, lead)
+        super().__init__(config, trainee)
+        lead = self.lead
+        self.matrices, self.vectors = _matrices(self.net, lead), _vectors(self.net, lead)
         if not self.matrices:
             raise ConfigError("spectral_regularization: this network has no layer with a matrix of weights")
         self.directions, self.largest = dict[str, Tensor](), dict[str, Tensor]()
         for path, module in self.matrices.items():
             weight = _weight(module)
             ids = torch.arange(weight.shape[lead], device=weight.device).expand(weight.shape[: lead + 1])
-            start = keyed_normal(seed, f"spectral/{path}", ids).to(weight.dtype)
+            start = keyed_normal(self.seed, f"spectral/{path}", ids).to(weight.dtype)
             self.directions[path] = _normalised(start)
             self.largest[path] = weight.new_zeros(weight.shape[:lead])
 

@@ -11,19 +11,17 @@ from enum import Enum
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from plastiscope.error import ConfigError, require
 from plastiscope.learner.learner import (
-    InitialNet,
     Learner,
     LearnerConfig,
     Optimizer,
     ParameterGroups,
 )
 from plastiscope.learner.step_noise import StepNoise
-from plastiscope.measure.keyed import Seed
-from plastiscope.net.units import UnitDescription
+from plastiscope.learner.trainee import Trainee
 
 
 class GateCorrection(Enum):
@@ -94,11 +92,9 @@ class Upgd(LearnerConfig):
         for name in ("noise", "non_gated_scale", "step_multiplier"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
 
-    def make(
-        self, net: nn.Module, units: UnitDescription, initial_net: InitialNet, seed: Seed, lead: int = 0
-    ) -> "UpgdLearner":
-        """The learner of `net`."""
-        return UpgdLearner(self, net, units, initial_net, seed, lead)
+    def make(self, trainee: Trainee) -> "UpgdLearner":
+        """The learner of `trainee`."""
+        return UpgdLearner(self, trainee)
 
 
 Noise = Callable[[int], Mapping[Tensor, Tensor]]
@@ -240,20 +236,12 @@ class UpgdLearner(Learner):
     config: Upgd
     optimizer: GatedDescent
 
-    def __init__(
-        self,
-        config: Upgd,
-        net: nn.Module,
-        units: UnitDescription,
-        initial_net: InitialNet,
-        seed: Seed,
-        lead: int = 0,
-    ) -> None:
-        """Own `net`; see Learner."""
-        super().__init__(config, net, units, initial_net, seed, lead)
-        self.noise = StepNoise(self.parameters, seed, "upgd", lead) if config.noise > 0 else None
+    def __init__(self, config: Upgd, trainee: Trainee) -> None:
+        """Own the network; see Learner."""
+        super().__init__(config, trainee)
+        self.noise = StepNoise(self.parameters, self.seed, "upgd", self.lead) if config.noise > 0 else None
         noise = self._noise_at if self.noise else None
-        self.optimizer = GatedDescent(self.parameter_groups(), config, self._gated(), noise, lead)
+        self.optimizer = GatedDescent(self.parameter_groups(), config, self._gated(), noise, self.lead)
 
     def _noise_at(self, step: int) -> dict[Tensor, Tensor]:
         assert self.noise is not None
