@@ -1,10 +1,7 @@
 """What tells a run from others: the settings that stay as they are, in config.yaml, and run.json."""
 
-import platform
-import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +11,10 @@ from plastiscope.branch import Branch
 from plastiscope.build import Plan, config_hash, differences, to_yaml
 from plastiscope.error import RunError
 from plastiscope.replicas import Made
+from plastiscope.run.start import kept_code, last_start, other_code, other_hardware, this_start
 from plastiscope.run.status import State, read_status
 from plastiscope.run.storage import write_atomic, write_json
-from plastiscope.settings import is_resumable
+from plastiscope.settings import OtherCode, is_resumable
 from plastiscope.source import Source
 
 SCHEMA_VERSION = 1
@@ -35,6 +33,35 @@ def holds_finished(plan: Plan, theirs: dict[str, Any], folder: Path) -> bool:
             "Give the same settings to go on, or another folder (hydra.run.dir=...) to start anew"
         )
     return read_status(folder).get("state") == State.done.value and theirs["num_tasks"] >= plan.settings.num_tasks
+
+
+def changed_since(stored: dict[str, Any], device: torch.device, wanted: OtherCode) -> str:
+    """What to tell of a run that goes on with other code, or on other hardware, than at its last start; "" if nothing.
+
+    Args:
+        stored: its run.json.
+        device: in use now.
+        wanted: whether other code is to be refused.
+
+    Raises:
+        RunError: other code, and `wanted` is refuse.
+    """
+    before, now = last_start(stored), this_start(device)
+    code, hardware = other_code(before, now), other_hardware(before, now)
+    where = kept_code(before)
+    again = f"PYTHONPATH={where} imports the former one" if where else "go back to the former one"
+    if code and wanted is OtherCode.refuse:
+        raise RunError(
+            f"the run would go on with other code: {', '.join(code)}. For the same bits {again}; to go on all the "
+            "same, resume_other_code=warn"
+        )
+    if not code + hardware:
+        return ""
+    return (
+        f"the run goes on with other code or hardware than before: {', '.join(code + hardware)}.\n"
+        "Its numbers may no longer equal, to the last bit, those of a run that was never stopped"
+        + (f"; if they must, {again}, or have it refused by resume_other_code=refuse" if code else "")
+    )
 
 
 def identity_hash(plan: Plan) -> str:
@@ -73,13 +100,13 @@ def write_identity(
         group: folder of the group that it belongs to.
         branch: the run that it branches off.
     """
-    data, net = made.data[r], made.nets[r]
+    data, net, start = made.data[r], made.nets[r], this_start(device)
     write_atomic(folder / "config.yaml", to_yaml(plan.config).encode())
     identity = stored or {
         "schema_version": SCHEMA_VERSION,
         "started": time.time(),
-        "versions": _versions(),
-        "revision": _revision(),
+        "versions": start["versions"],
+        "revision": start["code"]["revision"],
         "command": sys.argv,
         "overrides": overrides,
         "seed": plan.settings.seed,
@@ -97,22 +124,5 @@ def write_identity(
         identity = {**identity, "branch_of": branch.identity}
     if group is not None:
         identity = {**identity, "replica_of": str(group.resolve())}
-    write_json(folder / "run.json", {**identity, "device": str(device), "config_hash": identity_hash(plan)})
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("plastiscope", "torch", "torchvision", "numpy", "hydra-core", "omegaconf", "wandb"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "none"
-    return found
-
-
-def _revision() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+    now = {"device": str(device), "config_hash": identity_hash(plan), "starts": [*identity.get("starts", []), start]}
+    write_json(folder / "run.json", {**identity, **now})

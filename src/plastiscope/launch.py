@@ -1,4 +1,4 @@
-"""Sweeps as jobs of their own: the config they were submitted with, how many work at once, and mishaps in words."""
+"""Sweeps as jobs of their own: what they were submitted with, how many work at once, and mishaps in words."""
 
 import fcntl
 import hashlib
@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, flag_override
 
+from plastiscope.run.code import freeze
 from plastiscope.run.storage import write_atomic
 
 LOOK_EVERY_S = 0.5
@@ -23,20 +25,39 @@ LOOK_EVERY_S = 0.5
 
 
 class Submitted(Callback):
-    """Jobs run with the config that was composed when they were submitted, however the YAML files change meanwhile.
+    """Jobs run with the config and the code with which they were submitted, whatever is edited meanwhile.
 
     Hydra composes the config of each job when the sweep is submitted, to check it, and again when the job begins,
     which in a queue may be days later, and when it begins again. Here what was composed first is kept, in a file per
-    job in the sweep's folder, and a job reads that.
+    job in the sweep's folder, and a job reads that. The code of plastiscope is copied beside it, and a job imports that
+    copy; other packages, plug-ins among them, are imported from where they are.
     """
+
+    def __init__(self, freeze_code: bool = True) -> None:
+        """Keep configs, and with `freeze_code` the code too."""
+        self.freeze_code = freeze_code
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Have the launching process keep what it composes; it hands the way to read it to its jobs."""
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         launch = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}"
-        folder = Path(config.hydra.sweep.dir).absolute() / ".submitit" / "configs" / launch
-        hydra.config_loader = KeptConfigs(hydra.config_loader.get_search_path(), folder)
+        kept = Path(config.hydra.sweep.dir).absolute() / ".submitit"
+        hydra.config_loader = KeptConfigs(hydra.config_loader.get_search_path(), kept / "configs" / launch)
+        if self.freeze_code:
+            import_first(freeze(kept / "code"), config)
+
+
+def import_first(folder: Path, config: DictConfig) -> None:
+    """Let the jobs of a sweep look in `folder` first for what they import.
+
+    SLURM may start jobs without our environment, so it gets a line for its batch script.
+    """
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    launcher = config.hydra.launcher
+    if "setup" in launcher:
+        with flag_override(config, ["readonly", "struct"], [False, False]):
+            launcher.setup = [*(launcher.setup or []), f"export PYTHONPATH={shlex.quote(str(folder))}:$PYTHONPATH"]
 
 
 class KeptConfigs(ConfigLoaderImpl):

@@ -12,6 +12,15 @@ from plastiscope.run.wandb_sink import WandbSettings
 from plastiscope.selection import Selection
 
 
+class OtherCode(Enum):
+    """What to do when a run goes on with another revision of plastiscope, or other versions of torch or numpy."""
+
+    warn = "warn"
+    """Say what differs, and go on."""
+    refuse = "refuse"
+    """Say what differs, and end."""
+
+
 class InitFromStart(Enum):
     """With which task a run begins that takes its first weights from another run."""
 
@@ -64,6 +73,8 @@ class Settings:
     """Those of the end of this task, from 0; null = of the last one that was finished."""
     init_from_start: InitFromStart = InitFromStart.next
     """next: go on with the task after it; first: begin with task 0."""
+    resume_other_code: OtherCode = OtherCode.warn
+    """What to do when a run goes on with other code than it was last started with."""
     dry_run: bool = False
     """Say what the run would do and cost; train and write nothing."""
 
@@ -98,7 +109,7 @@ class Settings:
 
 RESUMABLE = (
     *("num_tasks", "verbose", "figures", "use_wandb", "wandb", "checkpoint_every_s"),
-    *("threads", "device", "replay.share", "dry_run"),
+    *("threads", "device", "replay.share", "resume_other_code", "dry_run"),
 )
 """Settings that may differ when a run goes on, with all below them."""
 

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from plastiscope.event import Callback, Context
@@ -12,18 +12,18 @@ from plastiscope.event import Callback, Context
 class Interruption(Callback):
     """Send SIGUSR2 after batch `batch` of epoch 1 of task `task`, unless the mark in the run folder says it is done.
 
-    Just before, it empties the file `empties`, as somebody might who edits it meanwhile.
+    Just before, it empties the files `empties`, as somebody might who edits them meanwhile.
     """
 
     task: int = 1
     batch: int = 2
-    empties: str | None = None
+    empties: list[str] = field(default_factory=list)
 
     def on_batch_end(self, context: Context) -> None:
         mark = context.run_folder / "interrupted"
         here = (context.task_idx, context.epoch, context.batch_index) == (self.task, 1, self.batch)
         if here and not mark.exists():
             mark.touch()
-            if self.empties is not None:
-                Path(self.empties).write_text("")
+            for path in self.empties:
+                Path(path).write_text("")
             os.kill(os.getpid(), signal.SIGUSR2)

@@ -14,7 +14,9 @@ from submitit.core.utils import FailedJobError, UncompletedJobError
 from plans import make_plan
 from plastiscope.experiment import run
 from plastiscope.launch import Turns, mishap
+from plastiscope.run.code import freeze
 from plastiscope.run.status import read_status
+from plastiscope.run.storage import read_json
 
 SMALL = (
     *("num_tasks=2", "epochs=2", "threads=1", "selection=last", "analysis=[]"),
@@ -22,10 +24,11 @@ SMALL = (
 )
 
 
-def sweep(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    """Run `plastiscope -m` in `folder`, with the test modules importable by its jobs."""
+def sweep(folder: Path, *overrides: str, checkout: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `plastiscope -m` in `folder`, with the test modules importable by its jobs, and the code of `checkout`."""
     command = [str(Path(sys.executable).with_name("plastiscope")), "-m", *SMALL, *overrides]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    places = [str(place) for place in (checkout, Path(__file__).parent) if place is not None]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
@@ -34,19 +37,23 @@ def jobs(folder: Path) -> list[Path]:
 
 
 def test_requeued_job_equals_one_that_was_never_stopped(tmp_path):
-    """It has the config that it was submitted with, whatever has become of the YAML file."""
+    """It has config and code that it was submitted with, whatever has become of the files."""
+    checkout = freeze(tmp_path / "checkout")
+    trainer = checkout / "plastiscope" / "trainer.py"
     file = tmp_path / "mine" / "learner" / "careful.yaml"
     file.parent.mkdir(parents=True)
     file.write_text("defaults:\n  - backprop\n  - _self_\nlr: 0.02\n")
-    interruption = ("+interruption._target_=interruption.Interruption", f"+interruption.empties={file}")
-    done = sweep(
-        tmp_path, f"hydra.searchpath=[file://{tmp_path}/mine]", "launcher=local", "learner=careful", *interruption
-    )
+    interruption = ("+interruption._target_=interruption.Interruption", f"+interruption.empties=[{file},{trainer}]")
+    search = f"hydra.searchpath=[file://{tmp_path}/mine]"
+    done = sweep(tmp_path, search, "launcher=local", "learner=careful", *interruption, checkout=checkout)
     assert done.returncode == 0, done.stderr
     (job,) = jobs(tmp_path)
     logs = "".join(path.read_text() for path in tmp_path.rglob("*_log.out"))
     assert (job / "interrupted").exists()
-    assert file.read_text() == ""
+    assert file.read_text() == trainer.read_text() == ""
+    starts = read_json(job / "run.json")["starts"]
+    assert [Path(start["code"]["folder"]).parents[1].name for start in starts] == ["code", "code"]
+    assert starts[0]["code"] == starts[1]["code"]
     assert "going on at task 1, epoch 1, batch 3" in logs
     assert read_status(job)["state"] == "done"
     run(make_plan(*SMALL, "learner.lr=0.02"), tmp_path / "whole")
