@@ -10,6 +10,7 @@ from experiments.direction import mean_and_error, rise
 from experiments.incremental_cifar import run as incremental_cifar
 from experiments.permuted_mnist import run as permuted_mnist
 from experiments.slowly_changing_regression import run as slowly_changing_regression
+from experiments.task_shift_study import run as task_shift_study
 from plastiscope.run.log import read_rows
 
 
@@ -94,6 +95,46 @@ def test_incremental_cifar(real_data, tmp_path):
     folders = [tmp_path / "runs" / "base" / f"seed_{seed}" for seed in range(2)]
     right = 100 * np.array([logged(folder, "task_end", "task_test_accuracy")[0] for folder in folders])
     assert found["base"]["first"] == pytest.approx(mean_and_error(right))
+
+
+def test_task_shift_study(real_data, tmp_path):
+    """Squared errors as they are, shares of units in percent; early and late are the first and the second task."""
+    found = results_of(
+        task_shift_study, tmp_path, "--data", str(real_data), "--tasks", "2", "--epochs", "1",
+        "--arms", "drifting values, backprop", "drifting values, continual backprop",
+    )  # fmt: skip
+    units = "representation/current/linear_2"
+    for arm, row in found.items():
+        folders = [tmp_path / "runs" / arm.replace(", ", "_").replace(" ", "_") / f"seed_{seed}" for seed in range(2)]
+        errors, dormant, rank = (
+            np.array([logged(folder, "task_end", key) for folder in folders])
+            for key in ("task_test_loss", f"{units}/dormant_redo", f"{units}/effective_rank")
+        )
+        for end, task in (("early", 0), ("late", 1)):
+            assert row[end] == pytest.approx(mean_and_error(errors[:, task]))
+            assert row["dormant"][task] == pytest.approx(mean_and_error(100 * dormant[:, task]))
+            assert row["rank"][task] == pytest.approx(mean_and_error(rank[:, task]))
+    assert found["drifting values, continual backprop"]["late_against_backprop"]["n"] == 2
+
+
+def test_the_arms_of_the_task_shift_study_are_its_experiments():
+    assert [task_shift_study.experiment_of(*arm) for arm in task_shift_study.ARMS.values()] == [
+        "experiment=task_shift_study",
+        "experiment=task_shift_study/continual_backprop",
+        "experiment=task_shift_study/rank_restoring_cbp",
+        "experiment=task_shift_study/drifting_values",
+        "experiment=task_shift_study/drifting_values_continual_backprop",
+        "experiment=task_shift_study/drifting_values_rank_restoring_cbp",
+    ]
+
+
+def test_bins_of_continual_imagenet():
+    """Two seeds of eight pairs: quarters are two pairs long, first and last are early and late."""
+    values = np.outer([1, 2], np.arange(8.0))
+    row = continual_imagenet.measure({"backprop": values})["backprop"]
+    assert [entry["mean"] for entry in row["by_bin"]] == [0.75, 3.75, 6.75, 9.75]
+    assert (row["early"], row["late"]) == (row["by_bin"][0], row["by_bin"][-1]) and row["tasks_of_a_bin"] == 2
+    assert row["late_against_early"]["difference"]["mean"] == 9.0
 
 
 def tables(study):
