@@ -1,6 +1,7 @@
 """dry_run=true: what it says of a run, against the run itself."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from plastiscope.event import Callback, Context
 from plastiscope.experiment import run
 from plastiscope.rehearsal import rehearse
 from plastiscope.run.forecast import Cost, Forecast, amount, duration
+from plastiscope.run.storage import read_json
+from run.interruption import Interruption
 
 RUN = (
     *("num_tasks=4", "epochs=3", "batch_size=16", "threads=1", "data.samples_per_class=20", "net.widths=[30]"),
@@ -67,7 +70,7 @@ def test_steps_and_presentations(both):
 def test_looks(both):
     folder, _, forecast = both
     assert {name: cost.looks for name, cost in forecast.analyses.items()} == {
-        "representation": len(list(folder.glob("task_*/representation"))),
+        "representation": len(list(folder.glob("task_*/representation/summary.json"))),
         "continual": 4,
         "csl": 12,
         "curvature": 8,  # after epochs 2, 3, 4, 6, 8, 9, 10, 12
@@ -151,6 +154,51 @@ def test_the_command_prints_and_leaves_nothing(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     first_words = [line.split("  ")[0] for line in said.splitlines()]
     assert first_words == ["dry run", "run", "network", "tasks", "steps", "training", "evaluation", "in all", "disk"]
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The same run, stopped after 7 batches of epoch 1 of task 2, and its counts."""
+    folder, counts, plan = tmp_path_factory.mktemp("runs") / "stopped", Steps(), make_plan(*RUN)
+    plan.analyses.extend([counts, Interruption(task=2, batch=6)])
+    plan.analyses[-1].name = "interruption"
+    with pytest.raises(SystemExit):
+        run(plan, folder)
+    return folder, counts
+
+
+def test_what_is_left_of_a_run(both, stopped):
+    counts, (folder, before) = both[1], stopped
+    whole = both[2]
+    said = rehearse(make_plan(*RUN), folder, read_json(folder / "run.json"))
+    assert (said.steps, said.presentations) == (whole.steps, whole.presentations)
+    assert said.left.steps == counts.steps - before.steps
+    assert said.left.presentations == counts.presentations - before.presentations
+    assert {name: cost.looks for name, cost in said.left.analyses.items()} == {
+        "representation": 1,  # after task 3
+        "continual": 2,
+        "csl": 5,  # after epochs 8 to 12
+        "curvature": 4,  # after epochs 8, 9, 10, 12
+    }
+    assert said.left.sizes["snapshots"] < said.sizes["snapshots"]
+    assert f"left of it      {said.left.steps:,} steps, about " in said.text()
+
+
+def test_of_a_run_without_a_checkpoint_all_is_left(stopped, tmp_path):
+    folder = stopped[0]
+    shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint"))
+    few = [*RUN, "analysis=[]"]
+    chosen = [one for one in few if not one.startswith(("analysis=[r", "representation", "curvature"))]
+    said = rehearse(make_plan(*chosen), tmp_path / "run", read_json(tmp_path / "run" / "run.json"))
+    assert said.left.steps == said.steps
+
+
+def test_of_a_run_that_is_done_the_tasks_are_left_that_are_added(both):
+    folder, _, whole = both
+    said = rehearse(make_plan(*RUN, "num_tasks=5"), folder, read_json(folder / "run.json"))
+    added = 3 * 13  # ten classes, 200 samples
+    assert (said.steps, said.left.steps) == (whole.steps + added, added)
+    assert said.left.analyses["continual"].looks == 1
 
 
 def test_a_run_that_stands_is_left_as_it_is(both, monkeypatch, capsys):

@@ -40,6 +40,7 @@ from plastiscope.replicas import (
     views_of,
 )
 from plastiscope.run.checkpoint import Checkpoints
+from plastiscope.run.forecast import Forecast
 from plastiscope.run.generators import seed_generators
 from plastiscope.run.processes import Processes, join_processes, leave_processes
 from plastiscope.run.progress import Progress
@@ -79,31 +80,17 @@ def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
 
 
 def _run(plan: Plan, folder: Path, overrides: list[str], processes: Processes) -> None:
-    stored = read_json(folder / "run.json")
-    if stored is None and (folder / "run.json").exists():
-        raise RunError(f"{folder}/run.json is damaged; put it back, or start in another folder (hydra.run.dir=...)")
-    if stored is not None and "replica_of" in stored:
-        raise RunError(
-            f"{folder} is one of several runs that advance together; go on with all of them, in {stored['replica_of']}"
-        )
     if processes.world > 1 and plan.settings.replicas > 1:
         raise ConfigError(f"replicas={plan.settings.replicas}: take one process, they advance together in it")
-    if plan.settings.replay.folder is not None:
-        plan = with_class_order(plan)
-        refuse_training(plan.analyses)
-    if stored is not None:
-        theirs = plain(read_config(folder, trust=True))  # compared as it stands; nothing that it names is imported
-        plan = as_known_to(plan, theirs)
-        if holds_finished(plan, theirs, folder) and not _has_more(plan, stored, folder):
-            if processes.rank == 0:
-                more = " Raise num_tasks to go on." if plan.settings.replay.folder is None else ""
-                print(f"{folder} is done already ({plan.settings.num_tasks} tasks); nothing to do.{more}")
-            return
+    plan, stored, is_done = _where_it_stands(plan, folder)
+    if is_done:
+        if processes.rank == 0:
+            more = " Raise num_tasks to go on." if plan.settings.replay.folder is None else ""
+            print(f"{folder} is done already ({plan.settings.num_tasks} tasks); nothing to do.{more}")
+        return
     if plan.settings.dry_run:
         if processes.is_first:
-            from plastiscope.rehearsal import rehearse
-
-            print(rehearse(plan, folder, stored).text(), flush=True)
+            print(_rehearse(plan, folder, stored).text(), flush=True)
         return
     if stored is not None:
         told = changed_since(stored, choose_device(plan.settings.device), plan.settings.resume_other_code)
@@ -114,6 +101,45 @@ def _run(plan: Plan, folder: Path, overrides: list[str], processes: Processes) -
         _run_first(plan, folder, overrides, stored, processes)
     else:
         _follow(plan, folder, processes)
+
+
+def _where_it_stands(plan: Plan, folder: Path) -> tuple[Plan, dict[str, Any] | None, bool]:
+    """The plan as the folder knows it, its run.json (None of a run that has not begun), and whether all is done.
+
+    Raises:
+        RunError: the folder holds another run, or one of several that advance together, or is damaged.
+    """
+    stored = read_json(folder / "run.json")
+    if stored is None and (folder / "run.json").exists():
+        raise RunError(f"{folder}/run.json is damaged; put it back, or start in another folder (hydra.run.dir=...)")
+    if stored is not None and "replica_of" in stored:
+        raise RunError(
+            f"{folder} is one of several runs that advance together; go on with all of them, in {stored['replica_of']}"
+        )
+    if plan.settings.replay.folder is not None:
+        plan = with_class_order(plan)
+        refuse_training(plan.analyses)
+    if stored is None:
+        return plan, None, False
+    theirs = plain(read_config(folder, trust=True))  # compared as it stands; nothing that it names is imported
+    plan = as_known_to(plan, theirs)
+    return plan, stored, holds_finished(plan, theirs, folder) and not _has_more(plan, stored, folder)
+
+
+def forecast(plan: Plan, folder: Path) -> Forecast | None:
+    """What `plan` would do and cost in `folder`, without touching it; None where all is done already.
+
+    Raises:
+        PlastiscopeError: what would stop the run before its first look.
+    """
+    plan, stored, is_done = _where_it_stands(plan, folder)
+    return None if is_done else _rehearse(plan, folder, stored)
+
+
+def _rehearse(plan: Plan, folder: Path, stored: dict[str, Any] | None) -> Forecast:
+    from plastiscope.rehearsal import rehearse
+
+    return rehearse(plan, folder, stored)
 
 
 def _run_first(

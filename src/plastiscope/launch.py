@@ -8,17 +8,25 @@ import pickle
 import re
 import shlex
 import time
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, flag_override
+from omegaconf.errors import OmegaConfBaseException
 
+from plastiscope.error import PlastiscopeError
 from plastiscope.run.code import freeze
 from plastiscope.run.storage import write_atomic
+
+if TYPE_CHECKING:
+    from plastiscope.run.forecast import Forecast
 
 LOOK_EVERY_S = 0.5
 """How often a job that waits for its turn looks whether it has come."""
@@ -39,6 +47,8 @@ class Submitted(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Have the launching process keep what it composes; it hands the way to read it to its jobs."""
+        if is_dry(config):
+            return
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         launch = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}"
@@ -77,6 +87,101 @@ class KeptConfigs(ConfigLoaderImpl):
             write_atomic(path, pickle.dumps(composed))
         kept: DictConfig = pickle.loads(path.read_bytes())
         return kept
+
+
+def is_dry(config: DictConfig) -> bool:
+    """Whether only a forecast is wanted."""
+    return config.get("dry_run") is True
+
+
+class DryRun(Callback):
+    """With dry_run=true a sweep is told, job by job and in all; nothing is submitted, and no file written."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Tell it, and end the program: what comes after this writes multirun.yaml and starts the jobs."""
+        if not is_dry(config):
+            return
+        code = 1
+        try:
+            code = tell_sweep(config)
+        except Exception:  # Hydra would warn of it, and submit the sweep
+            traceback.print_exc()
+        raise SystemExit(code)
+
+
+def tell_sweep(config: DictConfig) -> int:
+    """Print what each job of a sweep would do and cost, and their sum; returns the exit code.
+
+    Jobs that differ in the seed alone cost the same, so one of them is timed; those that have begun are looked at each.
+    """
+    from plastiscope.run.forecast import amount, duration
+
+    told: dict[tuple[str, ...], Forecast] = {}
+    seconds = size = 0.0
+    counts = {"done": 0, "refused": 0}
+    overrides = overrides_of_jobs(config)
+    common = set.intersection(*map(set, overrides)) if len(overrides) > 1 else set()
+    for own in overrides:
+        name = " ".join(override for override in own if override not in common)
+        try:
+            forecast = _forecast_of_job(config, own, told)
+        except (PlastiscopeError, HydraException, OmegaConfBaseException) as error:
+            counts["refused"] += 1
+            print(f"{name}\n    refused: {str(error).splitlines()[0]}", flush=True)
+            continue
+        if forecast is None:
+            counts["done"] += 1
+            print(f"{name}\n    done already", flush=True)
+            continue
+        seconds, size = seconds + forecast.to_come.seconds, size + forecast.to_come.size
+        print(f"{name}\n    {forecast.line()}", flush=True)
+    counted = "".join(f", {number} {what}" for what, number in counts.items() if number)
+    print(
+        f"dry run of {len(overrides)} jobs{counted}; nothing is submitted, nothing is kept\n"
+        f"in all about {duration(seconds)} one after another, {amount(size)}"
+    )
+    return 2 if counts["refused"] else 0
+
+
+def overrides_of_jobs(config: DictConfig) -> list[list[str]]:
+    """The overrides of each job of a sweep, as Hydra's own sweeper makes them."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    swept = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    parsed = OverridesParser.create().parse_overrides([*swept, *config.hydra.overrides.task])
+    return [own for batch in BasicSweeper.split_arguments(parsed, None) for own in batch]
+
+
+def _forecast_of_job(
+    config: DictConfig, overrides: list[str], told: "dict[tuple[str, ...], Forecast]"
+) -> "Forecast | None":
+    """Of one job; None where it is done.
+
+    Args:
+        config: of the sweep.
+        overrides: of the job.
+        told: what was told of jobs that have not begun, by their overrides without the seed; grows.
+    """
+    from plastiscope.build import build
+    from plastiscope.experiment import forecast
+
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    job = hydra.config_loader.load_sweep_config(config, overrides)
+    HydraConfig.instance().set_config(job)
+    folder = Path(job.hydra.sweep.dir, job.hydra.sweep.subdir)
+    with flag_override(job, ["readonly", "struct"], [False, False]):
+        del job["hydra"]
+    plan = build(job, overrides)
+    same = tuple(override for override in overrides if not override.startswith("seed="))
+    begun = (folder / "run.json").exists()
+    if not begun and same in told:
+        return told[same]
+    found = forecast(plan, folder)
+    if found is not None and not begun:
+        told[same] = found
+    return found
 
 
 class Turns(Callback):

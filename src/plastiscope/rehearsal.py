@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from plastiscope.experiment import choose_device, make_all, make_context, set_th
 from plastiscope.learner.training_forward import products_in
 from plastiscope.loop import is_evaluated
 from plastiscope.replicas import Made
+from plastiscope.run.checkpoint import Checkpoints
 from plastiscope.run.forecast import Cost, Forecast
 from plastiscope.run.generators import generator_states
 from plastiscope.run.sample_store import SampleStore
@@ -35,7 +37,7 @@ from plastiscope.run.snapshots import Snapshots
 from plastiscope.selection import Selection
 from plastiscope.source import saved_epochs
 from plastiscope.task_shift_mode.task import Task, TaskShift, evaluate
-from plastiscope.trainer import GATHERED, MOST_STEPS, presentation_order
+from plastiscope.trainer import GATHERED, MOST_STEPS, Position, presentation_order
 
 Counts = npt.NDArray[np.float64]
 
@@ -46,7 +48,7 @@ STEPS_S = 2.0
 SCORED = 512
 """Samples on which an evaluation is timed, at most."""
 LOOK_S = 20.0
-"""Seconds after which a look is given up."""
+"""Seconds after which an event of a look is given up."""
 
 
 def rehearse(plan: Plan, folder: Path, stored: dict[str, Any] | None) -> Forecast:
@@ -55,7 +57,7 @@ def rehearse(plan: Plan, folder: Path, stored: dict[str, Any] | None) -> Forecas
     Args:
         plan: of the run.
         folder: that it would have.
-        stored: run.json that is there, if it has begun; the forecast is of the whole run all the same.
+        stored: run.json that is there, if it has begun; the forecast is of the whole run, and of what is left of it.
 
     Raises:
         PlastiscopeError: what would stop the run itself before its first step, or at its first look.
@@ -72,9 +74,17 @@ def rehearse(plan: Plan, folder: Path, stored: dict[str, Any] | None) -> Forecas
         made.learner.through = training_forward(plan, made.learner, device)
         tasks = range(0 if branch is None else branch.first_task, plan.settings.num_tasks)
         with tempfile.TemporaryDirectory() as scratch:
-            return _forecast(made, tasks, device, Path(scratch))
+            measured = _measure(made, tasks[len(tasks) // 2], device, Path(scratch))
+        left = None if stored is None else _forecast(made, _position(folder, tasks[0]), measured, device)
+        return replace(_forecast(made, Position(tasks[0]), measured, device), left=left)
     finally:
         torch.set_num_threads(threads)
+
+
+def _position(folder: Path, first_task: int) -> Position:
+    """Where the run in `folder` would go on."""
+    loaded = Checkpoints(folder / "checkpoint").load()
+    return Position(first_task) if loaded is None else Position(**loaded[0]["position"])
 
 
 def sizes_of_tasks(shift: TaskShift, tasks: range) -> tuple[Counts, Counts]:
@@ -91,28 +101,51 @@ def sizes_of_tasks(shift: TaskShift, tasks: range) -> tuple[Counts, Counts]:
     return np.interp(tasks, asked, trained), np.interp(tasks, asked, scored)
 
 
-def _forecast(made: Made, tasks: range, device: torch.device, scratch: Path) -> Forecast:
-    settings, middle = made.plan.settings, tasks[len(tasks) // 2]
-    trained, scored = sizes_of_tasks(made.shifts[0], tasks)
-    steps = int(settings.epochs * np.ceil(trained / settings.batch_size).sum())
-    presentations = int(settings.epochs * trained.sum())
-    evaluations = sum(is_evaluated(e, settings.epochs, settings.eval_every) for e in range(settings.epochs)) + 1
-    a_sample = _seconds_per_scored_sample(made, made.shifts[0].task(middle), device)
-    context = _context(made, scratch, middle)
+@dataclass(frozen=True)
+class _Measured:
+    """What was timed: seconds of a step and of a scored sample, and a look of each analysis."""
+
+    a_step: float
+    a_sample: float
+    looks: dict[str, "_Look"]
+
+
+def _measure(made: Made, k: int, device: torch.device, scratch: Path) -> _Measured:
+    """All that is timed, at task k."""
+    a_sample = _seconds_per_scored_sample(made, made.shifts[0].task(k), device)
+    context = _context(made, scratch, k)
     try:
-        analyses = _costs(made, context, tasks)
+        looks = {analysis.name: _look(made, analysis, context) for analysis in made.plans[0].analyses}
     finally:
         context.sample_store.close()
-    with products_in(settings.precision):
-        a_step = _seconds_per_step(made, middle, device)
+    with products_in(made.plan.settings.precision):
+        a_step = _seconds_per_step(made, k, device)
+    return _Measured(a_step, a_sample, looks)
+
+
+def _forecast(made: Made, start: Position, measured: _Measured, device: torch.device) -> Forecast:
+    """Of all from `start` on."""
+    settings, epochs = made.plan.settings, made.plan.settings.epochs
+    tasks = range(start.task, settings.num_tasks)
+    trained, scored = sizes_of_tasks(made.shifts[0], tasks)
+    per_epoch, first = np.ceil(trained / settings.batch_size), min(len(tasks), 1)
+    steps = int(epochs * per_epoch.sum() - first * start.epoch * per_epoch[:1].sum() - start.batch)
+    done = start.epoch * trained[:1].sum() + start.batch * settings.batch_size
+    evaluations = [is_evaluated(e, epochs, settings.eval_every) for e in range(epochs)] + [True]
+    scores = sum(evaluations) * scored.sum() - sum(evaluations[: start.epoch]) * scored[:1].sum()
+    analyses = {
+        analysis.name: _cost(measured.looks[analysis.name], getattr(analysis, "every", 1), start, tasks, epochs)
+        for analysis in made.plans[0].analyses
+    }
+    presentations = int(epochs * trained.sum() - done)
     return Forecast(
-        facts=_facts(made, tasks, trained, steps, presentations, device),
+        facts=_facts(made, tasks, trained, steps, presentations, device) if len(tasks) else {},
         steps=steps,
         presentations=presentations,
-        training=a_step * steps,
-        evaluation=a_sample * evaluations * float(scored.sum()) * len(made.plans),
+        training=measured.a_step * steps,
+        evaluation=measured.a_sample * float(scores) * len(made.plans),
         analyses=analyses,
-        sizes=_sizes(made, tasks, int(trained.max()), sum(cost.state for cost in analyses.values())),
+        sizes=_sizes(made, start, int(trained.max(initial=0)), sum(cost.state for cost in analyses.values())),
         runs=len(made.plans),
     )
 
@@ -209,34 +242,20 @@ def _context(made: Made, scratch: Path, k: int) -> Context:
     return context
 
 
-def _costs(made: Made, context: Context, tasks: range) -> dict[str, Cost]:
-    """Of each analysis, tried once at the context's task."""
-    found = {}
-    for analysis in made.plans[0].analyses:
-        tried = copy.deepcopy(analysis)
-        if hasattr(tried, "every"):
-            tried.every = 1  # so that the look is due
-        found[analysis.name] = _cost(made, tried, context, tasks, getattr(analysis, "every", 1))
-    return found
-
-
-def _cost(made: Made, analysis: Callback, context: Context, tasks: range, every: int) -> Cost:
-    """Of one analysis that looks every so many tasks or, if it writes at an epoch's end, every so many epochs."""
-    epochs, by_task = made.plan.settings.epochs, sum((k + 1) % every == 0 for k in tasks)
-    told = analysis.forecast(context)
-    if told is not None:
-        return Cost(by_task, by_task * told)
-    try:
-        in_epoch, in_task = _try(made, analysis, context)
-    except _TooLongError:
-        return Cost(by_task, None, note=f"a look takes more than {LOOK_S:.0f} s")
-    all_epochs = range(tasks[0] * epochs + 1, tasks[-1] * epochs + epochs + 1)
-    looks, times, ends = by_task, len(all_epochs), by_task
-    if in_epoch.size:
-        times = looks = sum(e % every == 0 or e % epochs == 0 for e in all_epochs)
+def _cost(look: "_Look", every: int, start: Position, tasks: range, epochs: int) -> Cost:
+    """Of an analysis that looks every so many tasks or, if it writes at an epoch's end, every so many epochs."""
+    by_task = sum((k + 1) % every == 0 for k in tasks)
+    if look.told is not None:
+        return Cost(by_task, by_task * look.told)
+    if look.note:
+        return Cost(by_task, None, note=look.note)
+    to_come = range(start.task * epochs + start.epoch + 1, tasks.stop * epochs + 1)
+    looks, times, ends = by_task, len(to_come), by_task
+    if look.in_epoch.size:
+        times = looks = sum(e % every == 0 or e % epochs == 0 for e in to_come)
         ends = len(tasks)
-    seconds, size = (times * x + ends * y for x, y in zip(in_epoch, in_task, strict=True))
-    return Cost(looks, seconds, size, _saved(analysis.state_dict()))
+    seconds, size = (times * x + ends * y for x, y in zip(look.in_epoch, look.in_task, strict=True))
+    return Cost(looks, seconds, size, look.state)
 
 
 class _Spent(NamedTuple):
@@ -246,22 +265,57 @@ class _Spent(NamedTuple):
     size: int
 
 
+NOTHING = _Spent(0.0, 0)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What one look of an analysis took.
+
+    Attributes:
+        told: seconds that it tells without looking; None where it was tried.
+        in_epoch, in_task: what it spent at an epoch's and a task's events.
+        state: bytes of its state.
+        note: why it was given up.
+    """
+
+    told: float | None = None
+    in_epoch: _Spent = NOTHING
+    in_task: _Spent = NOTHING
+    state: float = 0.0
+    note: str = ""
+
+
+def _look(made: Made, analysis: Callback, context: Context) -> _Look:
+    """One look of an analysis at the context's task."""
+    tried = copy.deepcopy(analysis)
+    if hasattr(tried, "every"):
+        tried.every = 1  # so that the look is due
+    told = tried.forecast(context)
+    if told is not None:
+        return _Look(told)
+    try:
+        in_epoch, in_task = _try(made, tried, context)
+    except _TooLongError:
+        return _Look(note=f"a look takes more than {LOOK_S:.0f} s")
+    return _Look(None, in_epoch, in_task, _saved(tried.state_dict()))
+
+
 def _try(made: Made, analysis: Callback, context: Context) -> tuple[_Spent, _Spent]:
     """What an analysis spends at an epoch's beginning and end, and as a task begins and ends."""
 
     def fire(event: str) -> _Spent:
         before, began = _weight(context.run_folder), time.perf_counter()
-        with undisturbed(context.net):
+        with undisturbed(context.net), _limited(LOOK_S):
             getattr(analysis, event)(context)
         return _Spent(time.perf_counter() - began, _weight(context.run_folder) - before)
 
     context.epoch, context.epochs_completed = 0, context.task_idx
-    with _limited(LOOK_S):
-        fire("on_run_begin")
-        begin, epoch = fire("on_task_begin"), fire("on_epoch_begin")
-        _heard_step(made, analysis, context)
-        context.epochs_completed += 1
-        epoch_end, end = fire("on_epoch_end"), fire("on_task_end")
+    fire("on_run_begin")
+    begin, epoch = fire("on_task_begin"), fire("on_epoch_begin")
+    _heard_step(made, analysis, context)
+    context.epochs_completed += 1
+    epoch_end, end = fire("on_epoch_end"), fire("on_task_end")
     in_epoch = _Spent(epoch.seconds + epoch_end.seconds, epoch.size + epoch_end.size)
     return in_epoch, _Spent(begin.seconds + end.seconds, begin.size + end.size)
 
@@ -323,12 +377,12 @@ def _saved(content: Any) -> int:
     return file.tell()
 
 
-def _sizes(made: Made, tasks: range, samples: int, states: float) -> dict[str, float]:
+def _sizes(made: Made, start: Position, samples: int, states: float) -> dict[str, float]:
     """Bytes of snapshots and of the two checkpoints; within an epoch these hold a loss and a hit per sample.
 
     Args:
         made: what would be trained.
-        tasks: of the run.
+        start: where that begins.
         samples: of the largest task.
         states: bytes of the analyses' states, of one run.
     """
@@ -336,7 +390,7 @@ def _sizes(made: Made, tasks: range, samples: int, states: float) -> dict[str, f
     one = _saved({name: tensor.detach().cpu().contiguous() for name, tensor in made.nets[0].state_dict().items()})
     wanted = {"every": settings.snapshots.every, "keep": settings.snapshots.keep}
     saved = saved_epochs([0], settings.num_tasks * settings.epochs, settings.epochs, wanted, True)
-    kept = [e for e in saved if e >= tasks[0] * settings.epochs]
+    kept = [e for e in saved if e >= start.task * settings.epochs + start.epoch]
     own = runs * (states + 5 * samples + (0 if settings.selection is Selection.last else one))
     whole = _saved({"net": learner.net.state_dict(), "learner": learner.state_dict(), "generators": generator_states()})
     return {"snapshots": runs * len(kept) * one, "checkpoint": 2 * (whole + own)}

@@ -35,6 +35,7 @@ class Forecast:
         analyses: by name, of one run.
         sizes: bytes written by all runs, by what they are, without those of the analyses.
         runs: that advance together.
+        left: the same from where the run stands, if it has begun.
     """
 
     facts: Mapping[str, str]
@@ -45,11 +46,34 @@ class Forecast:
     analyses: Mapping[str, Cost]
     sizes: Mapping[str, float]
     runs: int = 1
+    left: "Forecast | None" = None
 
     @property
     def seconds(self) -> float:
         """Of all that could be told."""
         return self.training + self.evaluation + self.runs * sum(cost.seconds or 0.0 for cost in self.analyses.values())
+
+    @property
+    def written(self) -> dict[str, float]:
+        """Bytes by what they are."""
+        return {**self.sizes, "analyses": self.runs * sum(cost.size for cost in self.analyses.values())}
+
+    @property
+    def size(self) -> float:
+        """All bytes."""
+        return sum(self.written.values())
+
+    @property
+    def to_come(self) -> "Forecast":
+        """What is left, or all of a run that has not begun."""
+        return self.left or self
+
+    def line(self) -> str:
+        """What is to come, in a line."""
+        runs = f" of {self.runs} runs" if self.runs > 1 else ""
+        begun = f"; has begun, {self.steps:,} steps in all" if self.left else ""
+        time = f"about {duration(self.to_come.seconds)}{self._left_out()}"
+        return f"{time}, {self.to_come.steps:,} steps{runs}, {amount(self.to_come.size)}{begun}"
 
     def text(self) -> str:
         """Lines for people."""
@@ -60,9 +84,10 @@ class Forecast:
             said = cost.note if cost.seconds is None else duration(self.runs * cost.seconds)
             lines[name] = f"{said}, {cost.looks:,} looks" + (" a run" if self.runs > 1 else "")
         lines["in all"] = f"about {duration(self.seconds)}{self._left_out()}"
-        written = {**self.sizes, "analyses": self.runs * sum(cost.size for cost in self.analyses.values())}
-        each = ", ".join(f"{what} {amount(size)}" for what, size in written.items())
-        lines["disk"] = f"about {amount(sum(written.values()))}: {each}"
+        each = ", ".join(f"{what} {amount(size)}" for what, size in self.written.items())
+        lines["disk"] = f"about {amount(self.size)}: {each}"
+        if self.left is not None:
+            lines["left of it"] = f"{self.left.steps:,} steps, about {duration(self.left.seconds)}{self._left_out()}"
         return "\n".join(f"{name:<16}{said}" for name, said in lines.items())
 
     def _left_out(self) -> str:
