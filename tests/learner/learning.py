@@ -1,43 +1,18 @@
 """Learners on small networks and tasks, for the tests of this folder."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from plastiscope.data.samples import ArraySource, Batch, Samples
+from plastiscope.data.samples import Batch
 from plastiscope.learner.learner import Learner, LearnerConfig
 from plastiscope.learner.trainee import Trainee
-from plastiscope.measure.loss import Loss
 from plastiscope.net.describe import describe
 from plastiscope.net.net import NetConfig
-from plastiscope.task_shift_mode.task import NewHead, Task
-
-
-def make_task(outputs: int, index: int = 0, loss: Loss = Loss.cross_entropy) -> Task:
-    rows = torch.arange(4)
-    samples = Samples(
-        source=ArraySource(torch.randn(4, 2), rows),
-        split="train",
-        rows=rows,
-        labels=rows,
-        clean_labels=rows,
-        targets=rows,
-    )
-    return Task(
-        index=index,
-        train=samples,
-        validation=None,
-        test=samples,
-        new_train=samples,
-        new_test=samples,
-        classes=tuple(range(outputs)),
-        active_outputs=outputs,
-        loss=loss,
-        new_head=NewHead.keep,
-        numbers={},
-    )
+from tasks import make_task
 
 
 def start(
@@ -65,6 +40,22 @@ def start(
     learner.begin_epoch(0, epochs)
     module.train()
     return learner
+
+
+def goes_on_from_its_state(config: LearnerConfig, net: NetConfig, shape: tuple[int, ...]) -> None:
+    """Assert that a learner which takes back its state after 5 of 12 steps ends as one that never stopped."""
+    given = batches(shape, [6] * 12, dtype=torch.float32)
+    whole, half, again = (start(config, net, shape, dtype=torch.float32) for _ in range(3))
+    for batch in given:
+        whole.step(batch)
+    for batch in given[:5]:
+        half.step(batch)
+    again.net.load_state_dict(half.net.state_dict())
+    again.load_state_dict(copy.deepcopy(half.state_dict()))
+    for batch in given[5:]:
+        again.step(batch)
+    assert_equal_states(whole.state_dict(), again.state_dict())
+    assert_equal_states(dict(whole.net.state_dict()), dict(again.net.state_dict()))
 
 
 def batches(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from plastiscope.data.samples import ArraySource, Batch, Samples
+from plastiscope.data.samples import Batch
 from plastiscope.error import ConfigError
 from plastiscope.learner.backprop import Backprop
 from plastiscope.learner.learner import Learner, Reset
@@ -13,34 +13,8 @@ from plastiscope.learner.trainee import Trainee
 from plastiscope.measure.loss import Loss
 from plastiscope.net.describe import describe
 from plastiscope.net.mlp import Mlp, Norm
-from plastiscope.task_shift_mode.task import NewHead, Task
-
-
-def make_task(
-    index: int = 0, active: int = 3, new_head: NewHead = NewHead.keep, loss: Loss = Loss.cross_entropy
-) -> Task:
-    rows = torch.arange(4)
-    samples = Samples(
-        source=ArraySource(torch.randn(4, 2), rows),
-        split="train",
-        rows=rows,
-        labels=rows,
-        clean_labels=rows,
-        targets=rows,
-    )
-    return Task(
-        index=index,
-        train=samples,
-        validation=None,
-        test=samples,
-        new_train=samples,
-        new_test=samples,
-        classes=(0, 1, 2),
-        active_outputs=active,
-        loss=loss,
-        new_head=new_head,
-        numbers={},
-    )
+from plastiscope.task_shift_mode.task import NewHead
+from tasks import make_task
 
 
 def initial_net(k: int, norm: Norm = Norm.none) -> nn.Module:
@@ -67,7 +41,7 @@ class One(nn.Module):
 
 def learner_of(net: nn.Module, config: Backprop) -> Learner:
     learner = config.make(Trainee(net, describe(initial_net(0), torch.zeros(2, 2)), initial_net, seed=0))
-    learner.take_up(make_task(active=1, loss=Loss.mse))
+    learner.take_up(make_task(1, loss=Loss.mse))
     learner.begin_epoch(0)
     return learner
 
@@ -108,7 +82,7 @@ def test_steps_equal_the_formulas(optimizer):
 
 def test_loss_is_the_mean_over_active_outputs():
     learner = make_learner(Backprop(lr=0.5, momentum=0.0))
-    learner.take_up(make_task(active=2))
+    learner.take_up(make_task(2))
     learner.begin_epoch(0)
     x, y = torch.randn(5, 2), torch.tensor([0, 1, 1, 0, 1])
     reference = initial_net(0)
@@ -151,7 +125,7 @@ def test_a_step_shows_the_unclipped_gradient_then_the_new_weights_and_then_acts(
     learner = Acting(config, Trainee(net, describe(initial_net(0), torch.zeros(2, 2)), initial_net, seed=0))
     learner.on_backward = lambda: seen.append(("backward", net.theta.item(), net.theta.grad.item()))
     learner.on_update = lambda: seen.append(("update", net.theta.item(), net.theta.grad.item()))
-    learner.take_up(make_task(active=1, loss=Loss.mse))
+    learner.take_up(make_task(1, loss=Loss.mse))
     learner.begin_epoch(0)
     losses, _ = learner.step(batch(1.0))
     first, then, last = seen
@@ -163,7 +137,7 @@ def test_a_step_shows_the_unclipped_gradient_then_the_new_weights_and_then_acts(
 
 
 def train_a_little(learner: Learner) -> None:
-    learner.take_up(make_task())
+    learner.take_up(make_task(3))
     learner.begin_epoch(0)
     learner.net.train()
     for _ in range(3):
@@ -173,7 +147,7 @@ def train_a_little(learner: Learner) -> None:
 def test_network_reset_equals_a_fresh_network():
     learner = make_learner(Backprop(reset=Reset.network), Norm.batch)
     train_a_little(learner)
-    learner.begin_task(make_task(index=2))
+    learner.begin_task(make_task(3, index=2))
     fresh = initial_net(2, Norm.batch).state_dict()
     assert all(torch.equal(value, fresh[name]) for name, value in learner.net.state_dict().items())
     assert not any(value.any() for state in learner.optimizer.state.values() for value in state.values())
@@ -183,7 +157,7 @@ def test_network_reset_as_published_keeps_buffers_and_momentum():
     learner = make_learner(Backprop(reset=Reset.network, keep_buffers=True, keep_optimizer_state=True), Norm.batch)
     train_a_little(learner)
     before = {name: value.clone() for name, value in learner.net.named_buffers()}
-    learner.begin_task(make_task(index=1))
+    learner.begin_task(make_task(3, index=1))
     assert all(torch.equal(value, before[name]) for name, value in learner.net.named_buffers())
     fresh = dict(initial_net(1, Norm.batch).named_parameters())
     assert all(torch.equal(value, fresh[name]) for name, value in learner.net.named_parameters())
@@ -195,7 +169,7 @@ def test_head_reset_touches_the_head_alone(zeros):
     learner = make_learner(Backprop(reset=Reset.nothing if zeros else Reset.head))
     train_a_little(learner)
     before = {name: value.clone() for name, value in learner.net.named_parameters()}
-    learner.begin_task(make_task(index=1, new_head=NewHead.zeros if zeros else NewHead.keep))
+    learner.begin_task(make_task(3, index=1, new_head=NewHead.zeros if zeros else NewHead.keep))
     fresh = dict(initial_net(1).named_parameters())
     for name, value in learner.net.named_parameters():
         if name.startswith(learner.units.head):
@@ -212,7 +186,7 @@ def test_after_a_network_reset_training_is_that_of_a_fresh_learner(optimizer):
 
     learner = make_learner(Backprop(reset=Reset.network, optimizer=Optimizer(optimizer)))
     train_a_little(learner)
-    learner.begin_task(make_task(index=1))
+    learner.begin_task(make_task(3, index=1))
     net = initial_net(1)
     fresh = learner.config.make(Trainee(net, learner.units, initial_net, seed=0))
     for each in (learner, fresh):
@@ -225,7 +199,7 @@ def test_after_a_network_reset_training_is_that_of_a_fresh_learner(optimizer):
 def test_first_task_resets_nothing():
     learner = make_learner(Backprop(reset=Reset.network))
     before = {name: value.clone() for name, value in learner.net.state_dict().items()}
-    learner.begin_task(make_task(index=0))
+    learner.begin_task(make_task(3, index=0))
     assert all(torch.equal(value, before[name]) for name, value in learner.net.state_dict().items())
 
 
@@ -242,7 +216,7 @@ def test_ranges(wrong):
 def test_a_task_that_wants_a_zero_head_has_one_whatever_is_reset(reset):
     learner = make_learner(Backprop(reset=reset))
     train_a_little(learner)
-    learner.begin_task(make_task(index=1, new_head=NewHead.zeros))
+    learner.begin_task(make_task(3, index=1, new_head=NewHead.zeros))
     assert not any(value.any() for value in learner.net.get_submodule(learner.units.head).parameters())
     hidden = learner.net.get_parameter(learner.units.layers[0].incoming[0].parameter)
     fresh = initial_net(1).get_parameter(learner.units.layers[0].incoming[0].parameter)

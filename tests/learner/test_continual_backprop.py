@@ -2,7 +2,6 @@
 
 import copy
 import json
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from learning import assert_equal_states, batches, before_mechanism, make_task, start, state_of
+from learning import assert_equal_states, batches, before_mechanism, start, state_of
 from torch import Tensor
 
 from plans import make_plan
@@ -20,7 +19,7 @@ from plastiscope.event import undisturbed
 from plastiscope.experiment import run
 from plastiscope.learner.budget import Count
 from plastiscope.learner.continual_backprop import Compensate, ContinualBackprop, ContinualBackpropLearner
-from plastiscope.learner.learner import Learner, Reset
+from plastiscope.learner.learner import Reset
 from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.replacement import Init
 from plastiscope.learner.unit_parameters import ByIndex, ResidualMode
@@ -32,6 +31,7 @@ from plastiscope.net.layers import Kind, Layers
 from plastiscope.net.mlp import Mlp, Norm
 from plastiscope.net.resnet18 import ResNet18
 from plastiscope.net.units import by_unit
+from tasks import make_task
 
 
 @dataclass
@@ -501,34 +501,11 @@ SMALL = (
 )
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    names = ["metrics.jsonl", *(f"snapshots/{path.name}" for path in (folder / "snapshots").glob("*.pt"))]
-    return {name: (folder / name).read_bytes() for name in names}
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     run(make_plan(*SMALL), folder)
     return folder
-
-
-def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_bit_for_bit(finished, tmp_path, monkeypatch):
-    taken, step = 0, Learner.step
-
-    def counted(self, batch):
-        nonlocal taken
-        taken += 1
-        if taken == 13:
-            signal.raise_signal(signal.SIGTERM)
-        return step(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Learner, "step", counted)
-        with pytest.raises(SystemExit):
-            run(make_plan(*SMALL), tmp_path / "run")
-    run(make_plan(*SMALL), tmp_path / "run")
-    assert contents(tmp_path / "run") == contents(finished)
 
 
 def test_replaced_units_are_logged_by_task_and_layer(finished):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from learning import assert_equal_states, batches, make_task, start, state_of
+from learning import assert_equal_states, batches, start, state_of
 from torch import nn
 
 from plastiscope.error import ConfigError
@@ -21,6 +21,7 @@ from plastiscope.net.convnet import ConvNet
 from plastiscope.net.layers import Kind, Layers
 from plastiscope.net.mlp import Mlp, Norm
 from plastiscope.net.resnet18 import ResNet18
+from tasks import make_task
 
 NETS = {
     "batch": (Mlp(widths=[6, 4], norm=Norm.batch), (5,)),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from learning import assert_equal_states, make_task, state_of
+from learning import assert_equal_states, state_of
 from torch import Tensor, nn
 
 from plastiscope.data.samples import Batch
@@ -27,6 +27,7 @@ from plastiscope.net.mlp import Mlp
 from plastiscope.net.net import NetConfig
 from plastiscope.net.resnet18 import ResNet18
 from plastiscope.net.stacked import stack
+from tasks import make_task
 
 SHAPE, OUTPUTS, RUNS = (2, 3), 4, 3
 CLOSE = {"rtol": 1e-12, "atol": 1e-13}

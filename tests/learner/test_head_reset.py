@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from learning import batches, make_task, start, state_of
+from learning import batches, start, state_of
 
 from plastiscope.learner.head_reset import HeadReset
 from plastiscope.learner.optimizer import Optimizer
 from plastiscope.net.convnet import ConvNet
 from plastiscope.net.mlp import Mlp, Norm
 from plastiscope.net.resnet18 import ResNet18
+from tasks import make_task
 
 NETS = {
     "mlp": (Mlp(widths=[6, 4], norm=Norm.batch), (5,)),

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from learning import assert_equal_states, batches, make_task, start, state_of
+from learning import assert_equal_states, batches, start, state_of
 from torch import nn
 
 from plastiscope.error import ConfigError
@@ -16,6 +16,7 @@ from plastiscope.learner.scope import Scope
 from plastiscope.learner.trainee import Trainee
 from plastiscope.net.activation import Activation
 from plastiscope.net.mlp import Mlp, Norm
+from tasks import make_task
 
 SMALL = Mlp(widths=[6, 4]), (5,)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from learning import assert_equal_states, batches, make_task, start, state_of
+from learning import assert_equal_states, batches, start, state_of
 from torch import nn
 
 from plans import make_plan
@@ -27,6 +27,7 @@ from plastiscope.net.mlp import Mlp, Norm
 from plastiscope.net.resnet18 import ResNet18
 from plastiscope.net.units import Layer, Site, UnitDescription, Wire
 from plastiscope.net.vit import Vit
+from tasks import make_task
 
 THREE = Mlp(widths=[6, 4]), (5,)
 LAYERS = ("linear_1", "linear_2", "head")

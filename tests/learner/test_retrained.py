@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from learning import assert_equal_states, batches, make_task, start, state_of
+from learning import assert_equal_states, batches, start, state_of
 
 from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.retrained import Retrained
@@ -10,6 +10,7 @@ from plastiscope.learner.trainee import Trainee
 from plastiscope.net.convnet import ConvNet
 from plastiscope.net.mlp import Mlp, Norm
 from plastiscope.net.resnet18 import ResNet18
+from tasks import make_task
 
 NETS = {
     "mlp": (Mlp(widths=[6, 4], norm=Norm.batch), (5,)),

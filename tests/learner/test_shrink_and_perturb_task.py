@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from learning import batches, make_task, start, state_of
+from learning import batches, start, state_of
 
 from plastiscope.error import ConfigError
 from plastiscope.learner.learner import Reset
@@ -11,6 +11,7 @@ from plastiscope.learner.shrink_and_perturb_task import ShrinkAndPerturbTask
 from plastiscope.learner.trainee import Trainee
 from plastiscope.net.mlp import Mlp, Norm
 from plastiscope.task_shift_mode.task import NewHead, Task
+from tasks import make_task
 
 WIDE = Mlp(widths=[300], norm=Norm.batch), (330,)
 SMALL = Mlp(widths=[6, 4], norm=Norm.batch), (5,)

@@ -1,11 +1,10 @@
 """Spectral regularisation: penalty, gradient, power iteration, and what the learner adds to which gradients."""
 
-import copy
 import math
 
 import pytest
 import torch
-from learning import assert_equal_states, batches, start
+from learning import batches, goes_on_from_its_state, start
 from torch import Tensor, nn
 
 from plastiscope.error import ConfigError
@@ -214,19 +213,7 @@ def test_ranges(wrong):
 
 @pytest.mark.parametrize("optimizer", [Optimizer.sgd, Optimizer.adam])
 def test_it_goes_on_from_its_state_bit_for_bit(optimizer):
-    config = SpectralRegularization(optimizer=optimizer, lr=0.01)
-    given = batches((5,), [6] * 12, dtype=torch.float32)
-    whole, half, again = (start(config, *NETS["mlp"], dtype=torch.float32) for _ in range(3))
-    for batch in given:
-        whole.step(batch)
-    for batch in given[:5]:
-        half.step(batch)
-    again.net.load_state_dict(half.net.state_dict())
-    again.load_state_dict(copy.deepcopy(half.state_dict()))
-    for batch in given[5:]:
-        again.step(batch)
-    assert_equal_states(whole.state_dict(), again.state_dict())
-    assert_equal_states(dict(whole.net.state_dict()), dict(again.net.state_dict()))
+    goes_on_from_its_state(SpectralRegularization(optimizer=optimizer, lr=0.01), *NETS["mlp"])
 
 
 @pytest.mark.parametrize("exact", [False, True])

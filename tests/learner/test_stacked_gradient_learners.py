@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from learning import batches, make_task, start
+from learning import batches, start
 from torch import Tensor, nn
 
 from plastiscope.data.samples import Batch
@@ -28,6 +28,7 @@ from plastiscope.net.layers import Kind, Layers
 from plastiscope.net.mlp import Mlp, Norm
 from plastiscope.net.net import NetConfig
 from plastiscope.net.stacked import stack
+from tasks import make_task
 
 SEEDS = [0, 3, 8]
 NETS: dict[str, tuple[NetConfig, tuple[int, ...]]] = {

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from learning import make_task, state_of
+from learning import state_of
 from torch import nn
 
 from plastiscope.data.samples import Batch
@@ -27,6 +27,7 @@ from plastiscope.net.net import NetConfig
 from plastiscope.net.resnet18 import ResNet18
 from plastiscope.net.stacked import stack, unstacked_state
 from plastiscope.net.vit import Vit
+from tasks import make_task
 
 SEEDS = [3, 8]
 STEPS, OUTPUTS = 6, 3

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from learning import assert_equal_states, batches, start
+from learning import batches, goes_on_from_its_state, start
 from torch import Tensor, nn
 
 from plastiscope.error import ConfigError
@@ -215,18 +215,7 @@ def test_the_schedule_and_a_reset_reach_it():
 
 @pytest.mark.parametrize("config", [Upgd(), CONFIGS["sgd"]], ids=["adam", "sgd"])
 def test_it_goes_on_from_its_state_bit_for_bit(config):
-    given = batches((5,), [6] * 12, dtype=torch.float32)
-    whole, half, again = (start(config, Mlp(widths=[6]), (5,), dtype=torch.float32) for _ in range(3))
-    for batch in given:
-        whole.step(batch)
-    for batch in given[:5]:
-        half.step(batch)
-    again.net.load_state_dict(half.net.state_dict())
-    again.load_state_dict(copy.deepcopy(half.state_dict()))
-    for batch in given[5:]:
-        again.step(batch)
-    assert_equal_states(whole.state_dict(), again.state_dict())
-    assert_equal_states(dict(whole.net.state_dict()), dict(again.net.state_dict()))
+    goes_on_from_its_state(config, Mlp(widths=[6]), (5,))
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -9,14 +9,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from plans import make_plan
-from plastiscope.data.samples import ArraySource, Batch, Samples
+from plastiscope.data.samples import Batch
 from plastiscope.error import ConfigError
 from plastiscope.experiment import run
 from plastiscope.learner.backprop import Backprop
 from plastiscope.learner.learner import Learner
 from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.trainee import Trainee
-from plastiscope.measure.loss import Loss
 from plastiscope.net.activation import Activation, undecayed
 from plastiscope.net.convnet import ConvNet, NormAt
 from plastiscope.net.convnet2 import ConvNet2
@@ -27,7 +26,8 @@ from plastiscope.net.svd import Orthogonal, Sign
 from plastiscope.net.vgg16 import Vgg16
 from plastiscope.run.log import read_rows
 from plastiscope.run.status import read_status
-from plastiscope.task_shift_mode.task import NewHead, Task
+from plastiscope.task_shift_mode.task import NewHead
+from tasks import make_task
 
 
 def count(net: nn.Module) -> int:
@@ -133,35 +133,10 @@ def test_convnet_draws_kaiming_uniform_weights():
 # training
 
 
-def task(new_head: NewHead = NewHead.keep) -> Task:
-    rows = torch.arange(6)
-    samples = Samples(
-        source=ArraySource(torch.randn(6, 5), rows),
-        split="train",
-        rows=rows,
-        labels=rows,
-        clean_labels=rows,
-        targets=rows,
-    )
-    return Task(
-        index=1,
-        train=samples,
-        validation=None,
-        test=samples,
-        new_train=samples,
-        new_test=samples,
-        classes=(0, 1, 2),
-        active_outputs=3,
-        loss=Loss.cross_entropy,
-        new_head=new_head,
-        numbers={},
-    )
-
-
 def learner_of(config: Mlp, settings: Backprop, new_head: NewHead = NewHead.keep) -> Learner:
     net = config.make((5,), 3)
     learner = settings.make(Trainee(net, describe(net, torch.zeros(2, 5)), lambda k: config.make((5,), 3), seed=0))
-    learner.take_up(task(new_head))
+    learner.take_up(make_task(3, index=1, new_head=new_head))
     return learner
 
 

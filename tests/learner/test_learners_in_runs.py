@@ -1,4 +1,4 @@
-"""Gradient learners through the trainer: stopped in the middle of an epoch they go on bit for bit; on all networks."""
+"""Every learner through the trainer: stopped in the middle of an epoch it goes on bit for bit; on all networks."""
 
 import signal
 from pathlib import Path
@@ -11,7 +11,7 @@ from plastiscope.experiment import run
 from plastiscope.learner.learner import Learner
 from plastiscope.run.status import read_status
 
-LEARNERS = {
+GRADIENT_LEARNERS = {
     "l2": ["learner=l2"],
     "l2_init": ["learner=l2_init", "learner.strength=0.1", "learner.reset=head"],
     "head_reset": ["learner=head_reset"],
@@ -22,6 +22,14 @@ LEARNERS = {
     "time": ["learner=backprop", "learner.layer_lr.time_decay=1.0", "learner.layer_lr.restart=never"],
     "scale": ["learner=backprop", "learner.effective_lr=0.01", "learner.optimizer=adam"],
     "project": ["learner=backprop", "learner.effective_lr_mode=project"],
+}
+SOON = ["learner.replacement_rate=0.02", "learner.maturity_threshold=4"]
+LEARNERS = GRADIENT_LEARNERS | {
+    "redo": ["learner=redo", "learner.reset_period=5", "learner.tau=0.5"],
+    "continual_backprop": ["learner=continual_backprop", "learner.util_type=adaptable_contribution", *SOON],
+    "rank_restoring_cbp": ["learner=rank_restoring_cbp", *SOON],
+    "upgd": ["learner=upgd"],
+    "spectral_regularization": ["learner=spectral_regularization"],
 }
 NETS = {
     "mlp": ["net=mlp", "net.widths=[12,8]", "net.norm=batch"],
@@ -65,7 +73,7 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_bit_for_bit(learner, tm
 
 
 @pytest.mark.parametrize("net", ["convnet", "resnet18"])
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", GRADIENT_LEARNERS)
 def test_they_train_every_kind_of_network(learner, net, tmp_path):
     run(make_plan(*SMALL, "epochs=1", *NETS[net], *LEARNERS[learner]), tmp_path / "run")
     assert read_status(tmp_path / "run")["state"] == "done"
