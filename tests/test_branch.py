@@ -139,14 +139,85 @@ def test_a_folder_without_weights_is_refused(parent, tmp_path):
         run(make_plan(*SMALL, f"init_from={bare}"), tmp_path / "branch")
     (tmp_path / "group" / "seed_0003").mkdir(parents=True)
     (tmp_path / "group" / "seed_0003" / "config.yaml").touch()
-    with pytest.raises(RunError, match="name one, such as seed_0003"):
+    with pytest.raises(RunError, match=r"\(seed_0003\), none of seed 0; .*seed_0003 init_from_start=first"):
         run(make_plan(*SMALL, f"init_from={tmp_path / 'group'}"), tmp_path / "branch")
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory):
+    """Three runs of three tasks that advanced together."""
+    folder = tmp_path_factory.mktemp("runs") / "group"
+    run(make_plan(*SMALL, *LOOK, "num_tasks=3", "replicas=3"), folder)
+    return folder
+
+
+def names(folder):
+    return [path.name for path in sorted(folder.glob("seed_*"))]
+
+
+def test_a_branch_of_a_group_with_the_same_learner_is_the_group_itself(group, tmp_path):
+    """Each of its runs goes on with the one of its seed."""
+    run(make_plan(*SMALL, *LOOK, "num_tasks=3", "replicas=3", f"init_from={group}", "init_from_task=0"), tmp_path / "b")
+    assert names(tmp_path / "b") == ["seed_0000", "seed_0001", "seed_0002"]
+    for name in names(group):
+        assert rows(tmp_path / "b" / name) == [row for row in rows(group / name) if row["task_idx"] >= 1]
+        ours, theirs = Snapshots(tmp_path / "b" / name / "snapshots"), Snapshots(group / name / "snapshots")
+        assert ours.epochs() == [0, 2, 4, 6]
+        assert all(ours.path(e).read_bytes() == theirs.path(e).read_bytes() for e in ours.epochs())
+        said = read_json(tmp_path / "b" / name / "run.json")["branch_of"]
+        assert (said["folder"], said["task"], said["first_task"]) == (str((group / name).resolve()), 0, 1)
+    assert "branch_of" not in read_json(tmp_path / "b" / "run.json")
+
+
+def test_one_run_goes_on_with_the_one_of_its_seed_in_a_group(group, tmp_path):
+    alone = (*SMALL, "analysis=[]", "num_tasks=3", "seed=2", "init_from_task=1")
+    for name, place in {"of_group": group, "of_run": group / "seed_0002"}.items():
+        run(make_plan(*alone, f"init_from={place}"), tmp_path / name)
+    assert rows(tmp_path / "of_group") == rows(tmp_path / "of_run")
+    assert [row["task_idx"] for row in rows(tmp_path / "of_group")] == [2, 2, 2]
+
+
+def test_an_interrupted_branch_of_a_group_needs_the_group_no_more(group, tmp_path):
+    origin = shutil.copytree(group, tmp_path / "origin")
+    overrides = (*SMALL, *CBP, "analysis=[]", "num_tasks=3", "replicas=3", "init_from_task=0", f"init_from={origin}")
+    run(make_plan(*overrides), tmp_path / "whole")
+    plan = make_plan(*overrides)
+    stopped = replace(plan, analyses=[Interruption(task=1)])
+    stopped.analyses[0].name = "interruption"
+    with pytest.raises(SystemExit):
+        run(stopped, tmp_path / "stopped")
+    shutil.rmtree(origin)
+    run(make_plan(*overrides), tmp_path / "stopped")
+    for name in names(tmp_path / "whole"):
+        assert rows(tmp_path / "stopped" / name) == rows(tmp_path / "whole" / name)
+
+
+def test_several_runs_may_begin_with_the_weights_of_one(parent, tmp_path):
+    """They are of other seeds, so of other tasks: they begin with their first ones."""
+    together = (*SMALL, "analysis=[]", "num_tasks=1", "replicas=2", f"init_from={parent}")
+    with pytest.raises(RunError, match=r"were others: seed differ.*init_from_start=first"):
+        run(make_plan(*together, "num_tasks=5"), tmp_path / "refused")
+    run(make_plan(*together, "init_from_start=first"), tmp_path / "branch")
+    last = Snapshots(parent / "snapshots").load(8)
+    ends = []
+    for name in names(tmp_path / "branch"):
+        own = Snapshots(tmp_path / "branch" / name / "snapshots")
+        assert all(torch.equal(tensor, last[key]) for key, tensor in own.load(0).items())
+        ends.append(own.load(2)["linear_1.weight"])
+    assert not torch.equal(*ends)
+
+
+def test_runs_of_a_group_that_have_learnt_different_tasks(group, tmp_path):
+    origin = shutil.copytree(group, tmp_path / "origin")
+    (origin / "seed_0001" / "snapshots" / "epoch_000006.pt").unlink()
+    overrides = (*SMALL, "analysis=[]", "num_tasks=4", "replicas=3", f"init_from={origin}")
+    with pytest.raises(ConfigError, match=r"the last ones are 1, 2\); .*init_from_task=1"):
+        run(make_plan(*overrides), tmp_path / "branch")
+    assert not (tmp_path / "branch").exists()
 
 
 def test_settings_that_contradict_each_other():
     with pytest.raises(ConfigError, match="name its folder by init_from="):
         make_plan("init_from_task=1")
-    with pytest.raises(ConfigError, match="replicas=2"):
-        make_plan("init_from=somewhere", "replicas=2")
     with pytest.raises(ConfigError, match="init_from_task=-1"):
         make_plan("init_from=somewhere", "init_from_task=-1")

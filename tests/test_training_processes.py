@@ -78,6 +78,16 @@ def test_several_processes_write_the_files_of_one(alone, tmp_path, world):
     assert not (tmp_path / "run_0" / ".processes").exists()
 
 
+def test_a_branch_is_the_same_for_two_processes(alone, tmp_path):
+    """Its analyses look at weights, and at distances from those of the other run's beginning, that others hold."""
+    branch = (*SHARED, f"init_from={alone}", "init_from_task=0")
+    run(make_plan(*branch), tmp_path / "one")
+    assert as_torchrun_would(2, lambda rank: run(make_plan(*branch), tmp_path / f"run_{rank}")) == [0, 0]
+    ours, theirs = files_of(tmp_path / "one"), files_of(tmp_path / "run_0")
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+
+
 def test_a_signal_saves_the_run_and_one_process_goes_on(alone, tmp_path):
     def interrupted(rank: int) -> None:
         plan = make_plan(*SHARED)

@@ -10,6 +10,7 @@ from torch import Tensor
 from plastiscope.build import PLACES, Plan, as_known_to, differences, plain, read_config
 from plastiscope.data.samples import DataSet
 from plastiscope.error import ConfigError, RunError
+from plastiscope.replicas import folder_of, plans_of
 from plastiscope.run.snapshots import Snapshots, digest
 from plastiscope.run.storage import read_json
 from plastiscope.settings import InitFromStart
@@ -55,6 +56,34 @@ class Branch:
             check_data(self.about, data, self.run)
 
 
+def open_branches(plan: Plan, folder: Path, stored: dict[str, Any] | None) -> list[Branch]:
+    """Where a run, or each of several that advance together, begins; empty where they begin with fresh weights.
+
+    Of several, each takes the weights of the run of its seed, if `init_from` is a group, and else all take the same.
+
+    Args:
+        plan: of the run or the group.
+        folder: its own.
+        stored: its run.json, if it has begun.
+
+    Raises:
+        RunError: as in `open_branch`.
+        ConfigError: no task is left; or the runs would begin with different ones.
+    """
+    if plan.settings.replicas == 1:
+        branch = open_branch(plan, folder, stored)
+        return [] if branch is None else [branch]
+    own = [(alone, folder_of(folder, alone)) for alone in plans_of(plan)]
+    opened = [open_branch(alone, place, read_json(place / "run.json")) for alone, place in own]
+    branches = [branch for branch in opened if branch is not None]
+    if len(tasks := sorted({branch.task for branch in branches})) > 1:
+        raise ConfigError(
+            f"init_from={plan.settings.init_from}: its runs have learnt different numbers of tasks (the last ones are "
+            f"{', '.join(map(str, tasks))}); say after which one to begin, init_from_task={tasks[0]}"
+        )
+    return branches
+
+
 def open_branch(plan: Plan, folder: Path, stored: dict[str, Any] | None) -> Branch | None:
     """The weights that a run begins with; None where it begins with fresh ones.
 
@@ -72,13 +101,16 @@ def open_branch(plan: Plan, folder: Path, stored: dict[str, Any] | None) -> Bran
     settings = plan.settings
     if settings.init_from is None or settings.replay.folder is not None:
         return None
-    run, known = Path(settings.init_from), (stored or {}).get("branch_of")
+    known = (stored or {}).get("branch_of")
     own = Snapshots(folder / "snapshots")
     if known is not None and known["first_task"] * settings.epochs in own.epochs():
         start = known["first_task"] * settings.epochs
         weights = own.load(start)
         _check_digest(weights, known, own.path(start))
-        return Branch(run, known["task"], known["first_task"], weights, own.path(start), None, None, known)
+        return Branch(
+            Path(known["folder"]), known["task"], known["first_task"], weights, own.path(start), None, None, known
+        )
+    run = _run_of_seed(Path(settings.init_from), settings.seed)
     about, theirs = read_json(run / "run.json"), _config_of(run)
     saved = Snapshots(run / "snapshots")
     task = _task(saved, theirs["epochs"], settings.init_from_task if known is None else known["task"])
@@ -108,12 +140,22 @@ def open_branch(plan: Plan, folder: Path, stored: dict[str, Any] | None) -> Bran
     return Branch(run, task, first_task, weights, saved.path(after), initial, about, identity)
 
 
+def _run_of_seed(folder: Path, seed: int) -> Path:
+    """Of a group of runs that advanced together, the folder of the one with this seed; else the folder itself."""
+    runs = sorted(path.parent.name for path in folder.glob("seed_*/config.yaml"))
+    if runs and f"seed_{seed:04d}" not in runs:
+        raise RunError(
+            f"init_from={folder} holds several runs that advanced together ({', '.join(runs)}), none of seed {seed}; "
+            f"take one of their seeds, or begin with the weights of one of them: init_from={folder / runs[0]} "
+            "init_from_start=first"
+        )
+    return folder / f"seed_{seed:04d}" if runs else folder
+
+
 def _config_of(run: Path) -> dict[str, Any]:
     """Config of the other run, compared as it stands; nothing that it names is imported."""
     if not run.is_dir():
         raise RunError(f"init_from={run}: there is no such folder; give the folder of a run")
-    if replicas := sorted(path.parent.name for path in run.glob("seed_*/config.yaml")):
-        raise RunError(f"init_from={run} holds several runs that advanced together; name one, such as {replicas[0]}")
     return plain(read_config(run, trust=True))
 
 

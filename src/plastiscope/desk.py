@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class Desk:
         overrides: list[str],
         stored: dict[str, Any] | None,
         source: Source | None,
-        branch: Branch | None = None,
+        branches: Sequence[Branch] = (),
     ) -> None:
         """Take the folders and say in them whose they are; `stored` is the run.json that is there.
 
@@ -53,14 +54,16 @@ class Desk:
             RunError: another process has one, or something else lies in it.
         """
         self._take(self.folder)
-        write_identity(made.plan, self.folder, made, 0, device, overrides, stored, source, branch=branch)
+        own: Sequence[Branch | None] = branches or [None] * len(made.plans)
+        of_the_one = own[0] if len(made.plans) == 1 else None
+        write_identity(made.plan, self.folder, made, 0, device, overrides, stored, source, branch=of_the_one)
         folders = [self.folder]
         if len(made.plans) > 1:
             folders = [folder_of(self.folder, plan) for plan in made.plans]
             for r, (folder, plan) in enumerate(zip(folders, made.plans, strict=True)):
                 theirs = read_json(folder / "run.json")
                 self._take(folder)
-                write_identity(plan, folder, made, r, device, overrides, theirs, group=self.folder)
+                write_identity(plan, folder, made, r, device, overrides, theirs, group=self.folder, branch=own[r])
         stop, settings = StopRequest(), made.plan.settings
         self.journals = [Journal(folder, settings.snapshots, stop) for folder in folders]
         self.keeper = Keeper(self.folder, self.journals, stop, settings.checkpoint_every_s, identity_hash(made.plan))

@@ -2,6 +2,7 @@
 
 import errno
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from plastiscope.allocator import keep_freed_pages
-from plastiscope.branch import Branch, open_branch
+from plastiscope.branch import Branch, open_branches
 from plastiscope.build import Plan, as_known_to, build, plain, read_config
 from plastiscope.data.samples import DataSet
 from plastiscope.desk import Desk, record_failure
@@ -151,23 +152,24 @@ def _run_first(
     desk = Desk(folder)
     try:
         torch.set_num_threads(1)  # so that statistics of the data do not depend on the machine
-        branch = open_branch(plan, folder, stored)
-        made = make_all(plan, device, branch)
+        branches = open_branches(plan, folder, stored)
+        made = make_all(plan, device, branches)
         source = open_source(plan, made.data[0], made.learner.units.head) if plan.settings.replay.folder else None
         set_threads(plan, stored or (None if source is None else source.about), made.nets[0], threads_before)
         check_data(stored, made.data[0], folder)
         made.learner.through = training_forward(plan, made.learner, device)
-        if branch is not None:
-            branch.check(made.data[0])
-        desk.open(made, device, overrides, stored, source, branch)
+        for branch, data in zip(branches, made.data, strict=bool(branches)):
+            branch.check(data)
+        desk.open(made, device, overrides, stored, source, branches)
         loop: Loop
         if source is None:
-            loop = _trainer(made, processes, desk, 0 if branch is None else branch.first_task)
+            loop = _trainer(made, processes, desk, branches[0].first_task if branches else 0)
         else:
             loop = _replay(made, source, processes, folder, desk)
         _resume(made, loop, desk)
-        if branch is not None and branch.initial is not None:
-            desk.journals[0].snapshot(0, branch.initial)
+        for branch, journal in zip(branches, desk.journals, strict=bool(branches)):
+            if branch.initial is not None:
+                journal.snapshot(0, branch.initial)
         processes.barrier()  # the folder is ready: the others read where we are
         processes.barrier()
         with products_in(Precision.float32), processes.watched():
@@ -255,15 +257,21 @@ def make_learner(
     """
     keep_freed_pages()
     initial_net = _initial_net(plan, data, shift)
-    net = initial_net(0)
-    if branch is not None:
-        fit(net, branch.weights, branch.where)
+    net = _first_net(initial_net, branch)
     units = _described(net, data)
     net.to(device)
     if getattr(net, "prefers_channels_last", False):
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     seed_generators(named_seed(plan.settings.seed, "run"))
     return plan.learner.make(Trainee(net, units, initial_net, plan.settings.seed))
+
+
+def _first_net(initial_net: InitialNet, branch: Branch | None) -> nn.Module:
+    """The network with which a run begins."""
+    net = initial_net(0)
+    if branch is not None:
+        fit(net, branch.weights, branch.where)
+    return net
 
 
 def _initial_net(plan: Plan, data: DataSet, shift: TaskShift) -> InitialNet:
@@ -275,15 +283,16 @@ def _described(net: nn.Module, data: DataSet) -> UnitDescription:
         return describe(net, torch.zeros(2, *data.input_shape))
 
 
-def make_all(plan: Plan, device: torch.device, branch: Branch | None = None) -> Made:
-    """Data, tasks, networks and learner of a plan.
+def make_all(plan: Plan, device: torch.device, branches: Sequence[Branch] = ()) -> Made:
+    """Data, tasks, networks and learner of a plan; with `branches`, one for each run, their weights to begin with.
 
     Raises:
         ConfigError: runs that cannot advance together.
+        RunError: the weights of a branch are of another network.
     """
     if plan.settings.replicas == 1:
         data, shift = load_tasks(plan, device)
-        learner = make_learner(plan, shift, data, device, branch)
+        learner = make_learner(plan, shift, data, device, branches[0] if branches else None)
         return Made(plan, [plan], [data], [shift], [learner.net], learner)
     data, shift = load_tasks(plan, device)
     one = make_net(plan, data.input_shape, shift.outputs)
@@ -297,7 +306,9 @@ def make_all(plan: Plan, device: torch.device, branch: Branch | None = None) -> 
     check_tasks(shifts, plan.settings.num_tasks)
     keep_freed_pages()
     initial_nets = [_initial_net(alone, *both) for alone, both in zip(plans, loaded, strict=True)]
-    stacked, initial_net = stack_networks(initial_nets, torch.zeros(2, *made[0].input_shape))
+    begun: list[Branch | None] = [*branches] or [None] * len(plans)
+    first_nets = [_first_net(*both) for both in zip(initial_nets, begun, strict=True)]
+    stacked, initial_net = stack_networks(first_nets, initial_nets, torch.zeros(2, *made[0].input_shape))
     stacked.to(device)
     seed_generators(named_seed(plan.settings.seed, "run"))
     seeds = [one.settings.seed for one in plans]

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from plastiscope.branch import open_branch
+from plastiscope.branch import open_branches
 from plastiscope.build import Plan
 from plastiscope.data.samples import Batch, side_by_side
 from plastiscope.event import Callback, Context, EpochRecord, listeners, undisturbed
@@ -66,13 +66,13 @@ def rehearse(plan: Plan, folder: Path, stored: dict[str, Any] | None) -> Forecas
     try:
         torch.set_num_threads(1)
         device = choose_device(plan.settings.device)
-        branch = open_branch(plan, folder, stored)
-        made = make_all(plan, device, branch)
-        if branch is not None:
-            branch.check(made.data[0])
+        branches = open_branches(plan, folder, stored)
+        made = make_all(plan, device, branches)
+        for branch, data in zip(branches, made.data, strict=bool(branches)):
+            branch.check(data)
         set_threads(plan, stored, made.nets[0], threads)
         made.learner.through = training_forward(plan, made.learner, device)
-        tasks = range(0 if branch is None else branch.first_task, plan.settings.num_tasks)
+        tasks = range(branches[0].first_task if branches else 0, plan.settings.num_tasks)
         with tempfile.TemporaryDirectory() as scratch:
             measured = _measure(made, tasks[len(tasks) // 2], device, Path(scratch))
         left = None if stored is None else _forecast(made, _position(folder, tasks[0]), measured, device)

@@ -117,13 +117,15 @@ def check_memory(plan: Plan, each: int, device: torch.device) -> None:
         )
 
 
-def stack_networks(initial_nets: Sequence[InitialNet], example: Tensor) -> tuple[nn.Module, InitialNet]:
+def stack_networks(
+    nets: Sequence[nn.Module], initial_nets: Sequence[InitialNet], example: Tensor
+) -> tuple[nn.Module, InitialNet]:
     """The stacked networks of all runs, and what gives the k-th fresh ones, stacked too."""
 
     def fresh(k: int) -> nn.Module:
         return stack([initial_net(k) for initial_net in initial_nets], example)
 
-    return fresh(0), fresh
+    return stack(nets, example), fresh
 
 
 def views_of(stacked: nn.Module, make: Callable[[], nn.Module], runs: int) -> list[nn.Module]:

@@ -68,7 +68,7 @@ class Settings:
     samples: SampleSettings = field(default_factory=SampleSettings)
     replay: ReplaySettings = field(default_factory=ReplaySettings)
     init_from: str | None = None
-    """Folder of a run whose weights this one begins with; null = a fresh network."""
+    """Folder of a run whose weights this one begins with, or of a group that has one of its seed; null = none."""
     init_from_task: int | None = None
     """Those of the end of this task, from 0; null = of the last one that was finished."""
     init_from_start: InitFromStart = InitFromStart.next
@@ -100,11 +100,10 @@ class Settings:
         require(kind in ("auto", "cpu", "cuda", "mps"), "device", self.device, "must be auto, cpu, cuda or mps")
 
     def _check_branch(self) -> None:
-        task, alone = self.init_from_task, self.init_from is None or self.replicas == 1
+        task = self.init_from_task
         require(task is None or task >= 0, "init_from_task", task, "must be 0 or more, or null")
         named = task is None or self.init_from is not None
         require(named, "init_from_task", task, "is a task of another run; name its folder by init_from=")
-        require(alone, "replicas", self.replicas, "must be 1 with init_from; run one process per seed")
 
 
 RESUMABLE = (
