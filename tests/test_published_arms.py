@@ -139,6 +139,19 @@ OF_ARMS = {
         "learner.accumulate": False,
         "learner.compensate": "off",
     },
+    **{
+        f"task_shift_study/{shift}continual_backprop": {"learner.accumulate": False, "learner.compensate": "off"}
+        for shift in ("", "drifting_values_")
+    },
+    **{
+        f"task_shift_study/{shift}rank_restoring_cbp": {
+            "learner.accumulate": False,
+            "learner.compensate": "off",
+            "learner.scale": "energy",
+            "learner.activation_energy": "as_published",
+        }
+        for shift in ("", "drifting_values_")
+    },
 }
 """And in single arms."""
 
@@ -153,10 +166,8 @@ STUDIES_AND_ARMS = sorted(
 def test_as_published_turns_on_what_the_published_code_does_otherwise(experiment):
     study, _, arm = experiment.partition("/")
     twin = f"{study}_as_published/{arm}".rstrip("/")
-    expected = DEVIATIONS[study] | OF_ARMS.get(experiment, {})
-    if "drifting_values" in arm:
-        expected = {"data.augment_test": True}
-    assert changes(twin, experiment) == expected
+    of_study = {"data.augment_test": True} if "drifting_values" in arm else DEVIATIONS[study]
+    assert changes(twin, experiment) == of_study | OF_ARMS.get(experiment, {})
 
 
 def test_drifting_values_are_the_other_shift_of_the_study():
@@ -166,6 +177,20 @@ def test_drifting_values_are_the_other_shift_of_the_study():
         assert drifting["learner"] == moving["learner"] and drifting["net"] == moving["net"]
         assert drifting["task_shift_mode"]["_target_"].endswith("DriftingValues")
         assert drifting["wandb"]["project"] == "loss_landscape_taskshift_drifting_values"
+
+
+def test_the_task_shift_study_is_the_published_one():
+    config = make_plan("experiment=task_shift_study").config
+    assert (config["num_tasks"], config["epochs"], config["batch_size"]) == (500, 50, 8192)
+    assert config["data"]["_target_"].endswith("Mnist") and config["data"]["augmentation"] == "none"
+    assert config["net"]["_target_"].endswith("ConvNet") and config["net"]["activation"] == "leaky_relu"
+    published = {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 0.01, "clip_norm": 1.0}
+    assert {key: config["learner"][key] for key in published} == published
+    published = {"drift": "linear", "max_drift": 0.5, "std": 0.1, "amplitude": 5.0, "frequency": 0.1}
+    assert {key: config["task_shift_mode"][key] for key in published} == published
+    drifting = make_plan("experiment=task_shift_study/drifting_values").config["task_shift_mode"]
+    published = {"std": 0.05, "repulsion": 0.05, "min_gap": 0.2, "lower": -20.0, "upper": 20.0}
+    assert {key: drifting[key] for key in published} == published
     published = {"replacement_rate": 1e-3, "maturity_threshold": 100, "decay_rate": 0.9, "util_type": "contribution"}
     for learner in ("continual_backprop", "rank_restoring_cbp"):
         settings = make_plan(f"experiment=task_shift_study/{learner}").config["learner"]
