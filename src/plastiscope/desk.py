@@ -13,6 +13,7 @@ from plastiscope.branch import Branch
 from plastiscope.identity import identity_hash, write_identity
 from plastiscope.replicas import Made, folder_of
 from plastiscope.run.folder import FolderLock
+from plastiscope.run.heartbeat import Heartbeat
 from plastiscope.run.journal import Journal
 from plastiscope.run.keeper import Keeper
 from plastiscope.run.signals import StopRequest
@@ -38,6 +39,7 @@ class Desk:
         self.folder = folder
         self.journals: list[Journal] = []
         self._locks: list[FolderLock] = []
+        self._heartbeat: Heartbeat | None = None
 
     def open(
         self,
@@ -64,6 +66,7 @@ class Desk:
                 theirs = read_json(folder / "run.json")
                 self._take(folder)
                 write_identity(plan, folder, made, r, device, overrides, theirs, group=self.folder, branch=own[r])
+        self._heartbeat = Heartbeat(list(dict.fromkeys([self.folder, *folders])))
         stop, settings = StopRequest(), made.plan.settings
         self.journals = [Journal(folder, settings.snapshots, stop) for folder in folders]
         self.keeper = Keeper(self.folder, self.journals, stop, settings.checkpoint_every_s, identity_hash(made.plan))
@@ -111,6 +114,8 @@ class Desk:
             journal.close(0 if done and not journal.has_failed else 1)
         if self.journals:
             self.keeper.close()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         for lock in self._locks:
             lock.release()
 

@@ -7,10 +7,13 @@ import os
 import pickle
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_search_path import ConfigSearchPath
@@ -53,9 +56,37 @@ class Submitted(Callback):
         assert hydra is not None
         launch = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}"
         kept = Path(config.hydra.sweep.dir).absolute() / ".submitit"
+        if str(config.hydra.launcher.get("_target_")).endswith("SlurmLauncher") and not has_accounting():
+            do_without_accounting()
         hydra.config_loader = KeptConfigs(hydra.config_loader.get_search_path(), kept / "configs" / launch)
         if self.freeze_code:
             import_first(freeze(kept / "code"), config)
+
+
+def has_accounting() -> bool:
+    """Whether this SLURM tells what has become of its jobs; or there is no SLURM, which is told elsewhere."""
+    if shutil.which("srun") is None:
+        return True
+    try:
+        return subprocess.run(["sacct", "-n"], capture_output=True, timeout=30).returncode == 0
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
+def do_without_accounting() -> None:
+    """Have submitit wait for the results of jobs without asking for their states, which warns each time; say so."""
+    from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
+
+    class Unasked(SlurmInfoWatcher):
+        def _make_command(self) -> None:
+            return None
+
+    SlurmJob.watcher = Unasked(delay_s=600)
+    print(
+        "this SLURM keeps no accounts (sacct): a job that is cancelled is waited for until you stop this command; the "
+        "other jobs go on without it",
+        file=sys.stderr,
+    )
 
 
 def import_first(folder: Path, config: DictConfig) -> None:
@@ -71,12 +102,20 @@ def import_first(folder: Path, config: DictConfig) -> None:
 
 
 class KeptConfigs(ConfigLoaderImpl):
-    """Composes the config of a job once, and keeps it in a folder."""
+    """Composes the config of a job once, and keeps it in a folder.
+
+    Attributes:
+        folder: where it is kept.
+        made: the folders of this process's sweeps.
+    """
+
+    made: ClassVar[list[Path]] = []
 
     def __init__(self, search_path: ConfigSearchPath, folder: Path) -> None:
         """Look for YAML files in the search path, and keep what was composed in `folder`."""
         super().__init__(search_path)
         self.folder = folder
+        self.made.append(folder)
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         """The config of the job with these overrides, as it was when this was first asked."""
@@ -218,9 +257,13 @@ class Turns(Callback):
 
 
 def mishap(error: Exception) -> str:
-    """What to tell someone whose sweep could not be submitted or waited for; "" for errors of another kind."""
+    """What to tell someone whose sweep could not be submitted or waited for; "" for errors of another kind.
+
+    Of a sweep that was not taken the kept configs go.
+    """
     text, kind = str(error), type(error)
     if 'Could not detect "srun"' in text:
+        _forget()
         return "launcher=slurm: there is no SLURM here; submit from a machine of the cluster, or take launcher=local"
     if not kind.__module__.startswith("submitit."):
         return ""
@@ -237,7 +280,13 @@ def mishap(error: Exception) -> str:
             f"{job.group().lower() if job else 'a job'} has ended without a result{last}. What its run had saved is "
             "kept: start the same command again, and it goes on"
         )
+    _forget()
     return f"SLURM did not take the sweep ({_reasons(text)}); see hydra.launcher.* in your site file"
+
+
+def _forget() -> None:
+    while KeptConfigs.made:
+        shutil.rmtree(KeptConfigs.made.pop(), ignore_errors=True)
 
 
 def _reasons(text: str) -> str:

@@ -10,10 +10,11 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from submitit.core.utils import FailedJobError, UncompletedJobError
+from submitit.slurm.slurm import SlurmJob
 
 from plans import make_plan
 from plastiscope.experiment import run
-from plastiscope.launch import Turns, mishap
+from plastiscope.launch import Turns, do_without_accounting, mishap
 from plastiscope.run.code import freeze
 from plastiscope.run.status import read_status
 from plastiscope.run.storage import read_json
@@ -130,6 +131,41 @@ def test_slurm_that_is_not_there(tmp_path):
         "launcher=local\n"
     )
     assert list(tmp_path.rglob("run.json")) == []
+
+
+SACCT = {"kept": "exit 0", "none": 'echo "Slurm accounting storage is disabled" >&2; exit 1'}
+SBATCH = 'echo "sbatch: error: invalid partition specified: nope" >&2; exit 1'
+
+
+@pytest.mark.parametrize("accounts", SACCT)
+def test_sweep_that_slurm_does_not_take_leaves_no_configs_behind(tmp_path, accounts):
+    """Without accounts that is said, once."""
+    for name, script in {"srun": "", "sacct": SACCT[accounts], "sbatch": SBATCH}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    program = str(Path(sys.executable).with_name("plastiscope"))
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = [program, "launcher=slurm", "seed=0,1", "hydra.launcher.partition=nope", *SMALL]
+    asked = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert asked.returncode == 2
+    assert "SLURM did not take the sweep (invalid partition specified: nope" in asked.stderr
+    assert asked.stderr.count("keeps no accounts") == (accounts == "none")
+    assert "Traceback" not in asked.stderr
+    assert list((tmp_path / "outputs" / "digits" / ".submitit" / "configs").iterdir()) == []
+
+
+def test_without_accounts_nothing_is_asked_and_the_result_is_waited_for(tmp_path, monkeypatch, capsys):
+    (tmp_path / "sacct").write_text(f"#!/bin/sh\ntouch {tmp_path}/asked; {SACCT['none']}\n")
+    (tmp_path / "sacct").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(SlurmJob, "watcher", SlurmJob.watcher)
+    do_without_accounting()
+    job = SlurmJob(tmp_path, "7")
+    assert not job.done(force_check=True)
+    (tmp_path / "7_0_result.pkl").touch()
+    assert job.done()
+    assert not (tmp_path / "asked").exists()
+    assert "keeps no accounts" in capsys.readouterr().err
 
 
 def test_failing_job_leaves_its_traceback_and_the_others_alone(tmp_path):

@@ -7,6 +7,9 @@ from typing import IO
 
 from plastiscope.error import RunError
 
+LOCK = ".lock"
+"""The file that is held."""
+
 
 class FolderLock:
     """Holds a run folder for one process; the operating system lets go of it when the process dies."""
@@ -20,7 +23,7 @@ class FolderLock:
         if folder.exists() and not (folder / "run.json").exists() and not _is_unbegun(folder):
             raise RunError(f"{folder} holds files that are not a run's; choose another folder (hydra.run.dir=...)")
         folder.mkdir(parents=True, exist_ok=True)
-        self._file: IO[str] | None = open(folder / ".lock", "a")  # noqa: SIM115 (held until release)
+        self._file: IO[str] | None = open(folder / LOCK, "a")  # noqa: SIM115 (held until release)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -40,7 +43,7 @@ class FolderLock:
 def is_locked(folder: Path) -> bool:
     """Whether a process on this machine holds the folder."""
     try:
-        with open(folder / ".lock") as file:
+        with open(folder / LOCK) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return False
     except FileNotFoundError:
@@ -52,5 +55,5 @@ def is_locked(folder: Path) -> bool:
 def _is_unbegun(folder: Path) -> bool:
     """Whether the folder is empty but for what a run leaves that failed before it began."""
     names = {entry.name for entry in os.scandir(folder) if not entry.name.endswith(".tmp")}
-    ours = {".lock", ".processes", "status.json", "traceback.txt"}
+    ours = {LOCK, ".processes", "status.json", "traceback.txt"}
     return names <= (ours | {"config.yaml"} if "status.json" in names else ours)

@@ -9,7 +9,11 @@ from typing import Any
 
 from plastiscope.error import RunError
 from plastiscope.run.folder import is_locked
+from plastiscope.run.heartbeat import SILENT_AFTER_S, silence
 from plastiscope.run.storage import read_json, write_json
+
+LOST, SILENT = "lost", "lost?"
+"""What is said of a run whose process is no longer there, or is perhaps no longer there."""
 
 
 class State(Enum):
@@ -32,11 +36,19 @@ def write_status(folder: Path, state: State, **facts: Any) -> None:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """Contents of status.json; `state` is "lost" where it says running but no process of this host holds the folder."""
+    """Contents of status.json, with another state where it says running and that cannot be.
+
+    "lost": no process of this host, on which it ran, holds the folder; "lost?": it ran on another host, and has given
+    no sign of life for `SILENT_AFTER_S`.
+    """
     status: dict[str, Any] = read_json(folder / "status.json") or {"state": "unknown"}
-    here = status.get("host") == socket.gethostname()
-    if status["state"] == State.running.value and here and not is_locked(folder):
-        status["state"] = "lost"
+    if status["state"] != State.running.value:
+        return status
+    if status.get("host") == socket.gethostname():
+        if not is_locked(folder):
+            status["state"] = LOST
+    elif silence(folder, status.get("updated", 0.0)) > SILENT_AFTER_S:
+        status["state"] = SILENT
     return status
 
 
