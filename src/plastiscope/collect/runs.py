@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 OWN = frozenset({"checkpoint", "snapshots", "samples", "figures", "tables", "parts", "wandb", ".processes"})
 """Folders in a run's folder that hold no other run."""
-GOING = ("running", "preempted", "lost")
+PUBLISHED_LAYOUT = "incremental_cifar"
+"""What run.json of a look calls published snapshots."""
+GOING = ("running", "preempted", "lost", "lost?")
 """States of a run that has begun and is not over."""
 
 
