@@ -171,7 +171,7 @@ def test_events_where_weights_are_missing(trained, tmp_path):
         shutil.copy(trained / "snapshots" / f"epoch_{epochs:06d}.pt", tmp_path / "some")
     seen = walked_by_witness(tmp_path / "out", tmp_path / "some").seen
     assert seen == [
-        "run_begin 0 0 0 0.05",
+        "run_begin 0 0 1 0.05",
         "epoch_end 0 0 1 0.05",
         "epoch_end 1 0 3 0.05",
         "epoch_end 2 1 6 0.01",
@@ -184,7 +184,7 @@ def test_events_where_weights_are_missing(trained, tmp_path):
 def test_start_and_end(trained, tmp_path):
     seen = walked_by_witness(tmp_path / "out", trained, "replay.start=3", "replay.end=4").seen
     assert seen == [
-        "run_begin 0 0 0 0.05",
+        "run_begin 0 0 2 0.05",
         "task_begin 1 0 2 0.01",
         "epoch_end 1 0 3 0.05",
         "epoch_end 1 1 4 0.01",

@@ -41,6 +41,15 @@ class Events:
                     self.journal.time(key, seconds)
         return numbers
 
+    def begin_run(self) -> None:
+        """Fire on_run_begin; its numbers get a row of their own, which ends no task: task -1 of a run from its start."""
+        with self.looking():
+            numbers = self.fire("on_run_begin")
+        if numbers:
+            done = self.context.epochs_completed
+            place = {"kind": "run_begin", "global_epoch": done - 1, "task_idx": done // self.context.epochs - 1}
+            self.journal.log({**place, **numbers})
+
     @contextmanager
     def looking(self) -> Iterator[None]:
         """Around evaluation and analyses: they change nothing, and a signal ends them at once."""

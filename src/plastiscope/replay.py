@@ -3,7 +3,7 @@
 event.py shows the events; here they fire like this:
 
     weights of the first checkpoint
-    on_run_begin
+    on_run_begin                        numbers of it: one row of the initialisation, where it is there
     for each checkpoint, ascending in epochs completed:
         a new task?  weights of its beginning, if they are there: the end of the task before, learner.begin_task(task)
                      on_task_begin
@@ -196,6 +196,7 @@ class Replay(Events, Loop):
         eval_every: as in training.
         share: what several processes share out.
         position: stops that are behind us.
+        begun: on_run_begin has been fired.
         last_row: the newest epoch's accuracies.
         task_begin_row: numbers of on_task_begin, for the task's row.
         task_end: state and place in the journal at the last task end; None before the first.
@@ -206,6 +207,7 @@ class Replay(Events, Loop):
     eval_every: int = 1
     share: Share = Share.samples
     position: int = 0
+    begun: bool = False
     last_row: Numbers = field(default_factory=dict)
     task_begin_row: Numbers = field(default_factory=dict)
     task_end: dict[str, Any] | None = None
@@ -222,10 +224,12 @@ class Replay(Events, Loop):
         """The first process: all events, rows and checkpoints."""
         self._go_ahead()
         walk = self.walk
-        if self.position == 0:
-            self._load(walk[0].epochs_completed if self._is_there(walk[0]) else walk[1].epochs_completed)
-            with self.looking():
-                self.fire("on_run_begin")
+        if not self.begun:
+            first = walk[0] if self._is_there(walk[0]) else walk[1]
+            self._load(first.epochs_completed)
+            self.context.epochs_completed = first.epochs_completed
+            self.begin_run()
+            self.begun = True
         while self.position < len(walk):
             stop = walk[self.position]
             self._go_to(stop)
@@ -360,6 +364,7 @@ class Replay(Events, Loop):
         """All of the walk's state; the weights are where they were."""
         return {
             "position": self.position,
+            "begun": self.begun,
             "last_row": self.last_row,
             "task_begin_row": self.task_begin_row,
             "callbacks": self.callback_states(),
@@ -369,7 +374,7 @@ class Replay(Events, Loop):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self.position, self.last_row = state["position"], state["last_row"]
+        self.position, self.begun, self.last_row = state["position"], state["begun"], state["last_row"]
         self.task_begin_row, self.task_end = state["task_begin_row"], state.get("task_end")
         self.load_callbacks(state["callbacks"])
 
@@ -384,7 +389,7 @@ class Replay(Events, Loop):
             return
         end = state.get("task_end")
         if end is not None:
-            ahead = {"last_row": {}, "task_begin_row": {}, "task_end": end}
+            ahead = {"begun": True, "last_row": {}, "task_begin_row": {}, "task_end": end}
             self.load_state_dict({**ahead, "position": end["position"], "callbacks": end["callbacks"]})
         self.journal.cut_back(NOTHING if end is None else end["place"])
         context = self.context

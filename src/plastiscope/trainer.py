@@ -118,8 +118,7 @@ class Trainer(Loop):
             for run in self._each():
                 run.context.epochs_completed = start
                 run.journal.snapshot(start, run.net.state_dict())
-                with run.looking():
-                    run.fire("on_run_begin")
+                run.begin_run()
             self.begun = True
         while self.position.task < self.context.num_tasks:
             self._begin_task(tasks := self._tasks(self.position.task))

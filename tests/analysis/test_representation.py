@@ -293,6 +293,34 @@ def test_transformers_show_attention_and_norm_outputs_beside_the_totals(tmp_path
     assert same(without, {key: with_them[key] for key in without})
 
 
+def test_the_initialisation_is_looked_at_on_the_first_task(tmp_path):
+    """As at any task's end, on what comes next; nothing has moved and nothing was learnt."""
+    context = make_context(tmp_path)
+    context.task, context.epochs_completed = None, 0
+    numbers = Representation(samples=10_000).on_run_begin(context)
+    parts = {tuple(key.split("/")[1:3]) for key in numbers}
+    assert {subset for subset, _ in parts} == {"next", "weights"}
+    assert not [key for key in numbers if "dist_" in key]
+    x = inputs_of(context.shift.task(0).train, context.shift.task(0).train.ids)
+    for layer, features in hidden(context.net, x).items():
+        dormant = ((features != 0).double().mean(0) < 0.01).double().mean().item()
+        assert numbers[f"representation/next/{layer}/dormant_rate"] == pytest.approx(dormant)
+        values = torch.linalg.svdvals(features)
+        expected = int((values.cumsum(0) / values.sum() < 0.99).sum()) + 1
+        assert numbers[f"representation/next/{layer}/srank_99_l1"] == expected
+    kept = arrays(context, "next")
+    assert set(kept["tasks"].tolist()) == {0} and sorted(kept["ids"]) == sorted(context.shift.task(0).train.ids)
+    weights = torch.cat([p.detach().flatten() for p in context.net.parameters()])
+    assert numbers["representation/weights/total/weight_mag_all"] == pytest.approx(weights.abs().mean().item())
+
+
+def test_later_weights_are_not_taken_for_the_initialisation(tmp_path):
+    context = make_context(tmp_path)
+    context.task, context.epochs_completed = None, 2
+    assert Representation().on_run_begin(context) == {}
+    assert not list(tmp_path.glob("task_*/representation/*"))
+
+
 def test_a_network_without_hidden_layers_is_refused(tmp_path):
     context = make_context(tmp_path)
     context.units = UnitDescription((), head="head")

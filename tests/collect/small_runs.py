@@ -1,6 +1,7 @@
 """Run folders with given numbers, for tests of what is made of many runs."""
 
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,19 @@ def write_bins(folder: Path, task: int, presentations: Sequence[int], **values: 
     place.mkdir(parents=True)
     arrays = {name: np.array(row, np.float64) for name, row in values.items()}
     np.savez(place / "bins.npz", presentations=np.array(presentations, np.int64), **arrays)
+
+
+def write_results(
+    root: Path, data_dir: str, setting: int, run: int, content: Any, cfg: Mapping[str, Any] | None = None,
+    protocol: int = 4,
+) -> Path:  # fmt: skip
+    """A file as the published programs leave it, and their file of parameters."""
+    path = root / data_dir / str(setting) / str(run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(content, protocol))
+    if cfg is not None:
+        (root / "cfg").mkdir(exist_ok=True)
+        (root / "cfg" / f"{data_dir.replace('/', '_')}.json").write_text(
+            json.dumps({"data_dir": f"{data_dir}/", **cfg})
+        )
+    return path

@@ -251,6 +251,6 @@ def test_every_variant_trains_and_is_looked_at(overrides, tmp_path):
     run(make_plan(*TINY, *widths, *overrides), tmp_path / "run")
     assert read_status(tmp_path / "run")["state"] == "done"
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
-    assert [row["kind"] for row in rows] == ["epoch", "task_end"] * 2
-    assert any(key.startswith("dormant/train/") for key in rows[0])
-    assert any(key.startswith("representation/current/") for key in rows[1])
+    assert [row["kind"] for row in rows] == ["run_begin", *["epoch", "task_end"] * 2]
+    assert any(key.startswith("dormant/train/") for key in rows[1])
+    assert any(key.startswith("representation/current/") for key in rows[2])

@@ -11,6 +11,10 @@ Numbers, each `representation/<subset>/<layer>/<quantity>`:
 - `steps`, in every epoch's row: grad_norm, update_norm, update_ratio.
 - `fixed`, one sample of task 0 for the whole run: cka_init and cka_prev, the likeness of its features to those at
   initialisation and at the end of the task before.
+
+The network as initialised is looked at as the run begins, on the first task as the `next` one: a row of kind run_begin,
+task_idx and global_epoch -1. Nothing has been learnt or has moved then, so of `weights` there are the sizes, and of the
+other samples nothing.
 """
 
 import dataclasses
@@ -112,13 +116,19 @@ class Representation(Analysis):
             "dormant_absmean": partial(dormant.dormant_absmean, threshold=self.absmean),
         }
 
-    def on_run_begin(self, context: Context) -> None:
-        """Refuse a network without hidden layers."""
+    def on_run_begin(self, context: Context) -> Numbers:
+        """Refuse a network without hidden layers; a look at the initialisation, if these weights are it."""
         if not context.units.layers:
             raise ConfigError(
                 f"{self.name}: no hidden layer was found in this network, so there are no representations to look at; "
                 "give the network a unit_description(), or leave this analysis out with analysis=[...]"
             )
+        if context.epochs_completed > 0 or context.task is not None:
+            return {}
+        numbers = self._weight_numbers(context, {}, {})
+        of_samples, summary = self._look_at_samples(context)
+        self._write_summary(context, summary, "summary_before_training.json")
+        return numbers | of_samples
 
     def on_task_begin(self, context: Context) -> None:
         """Keep the weights that the task begins with."""
@@ -163,21 +173,32 @@ class Representation(Analysis):
         """All numbers of this moment; arrays and a summary into the task's folder."""
         has_initial = 0 in context.snapshots.epochs()  # a replay may lack it, and the weights that a task began with
         initial = context.snapshots.load(0) if has_initial else {}
-        parts = by_layer(context.units, parameters_of(context.net))
         first = self._first if self._first_of == context.task_idx else {}
+        numbers = self._weight_numbers(context, initial, first)
+        of_samples, summary = self._look_at_samples(context)
+        numbers |= of_samples
+        if self.cka:
+            numbers |= self._named("fixed", self._likeness(context, initial))
+        self._write_summary(context, summary, "summary.json")
+        return numbers
+
+    def _weight_numbers(self, context: Context, initial: Mapping[str, Tensor], first: Mapping[str, Tensor]) -> Numbers:
+        """Sizes, and the distances from the initial weights and the task's first ones, where these are known."""
+        parts = by_layer(context.units, parameters_of(context.net))
         weights = magnitudes(context.net, parts) | sizes(context, parts) | drift(context, initial, first)
         weights |= singular_values_of(context.net) | (weight_ginis(context.net) if self.weight_ginis else {})
-        numbers = self._named("weights", weights)
+        return self._named("weights", weights)
+
+    def _look_at_samples(self, context: Context) -> tuple[Numbers, dict[str, Any]]:
+        """Numbers of each subset that there is, and what the summary says of them."""
+        numbers: Numbers = {}
         summary: dict[str, Any] = {}
         for subset in self.subsets:
             sample = draw(context, subset, self.samples)
             if sample is not None:
                 of_sample, summary[subset.value] = self._look_at(context, subset.value, sample)
                 numbers |= self._named(subset.value, of_sample)
-        if self.cka:
-            numbers |= self._named("fixed", self._likeness(context, initial))
-        self._write_summary(context, summary)
-        return numbers
+        return numbers, summary
 
     def _look_at(self, context: Context, subset: str, sample: Sample) -> tuple[LayerNumbers, dict[str, Any]]:
         """Numbers of one sample, and what the summary says of it."""
@@ -244,7 +265,7 @@ class Representation(Analysis):
     def _named(self, subset: str, numbers: LayerNumbers) -> Numbers:
         return {self.key(subset, layer, quantity): float(value) for (layer, quantity), value in numbers.items()}
 
-    def _write_summary(self, context: Context, subsets: dict[str, Any]) -> None:
+    def _write_summary(self, context: Context, subsets: dict[str, Any], name: str) -> None:
         content = {
             "settings": {key: _plain(value) for key, value in dataclasses.asdict(self).items()},
             "epochs_completed": context.epochs_completed,
@@ -252,7 +273,7 @@ class Representation(Analysis):
             "fixed_sample": None if self._fixed is None else self._fixed.ids.tolist(),
             "subsets": subsets,
         }
-        write_json(context.folder(self.name) / "summary.json", content)
+        write_json(context.folder(self.name) / name, content)
 
 
 def _arrays(layer: str, found: LayerFeatures, spectrum: Tensor) -> dict[str, Any]:

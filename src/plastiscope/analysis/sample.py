@@ -62,12 +62,14 @@ class Sample:
 def draw(context: Context, subset: Subset, n: int) -> Sample | None:
     """A sample of at most `n`, without replacement, the same each time it is asked for within a task.
 
+    Before the first task, when there is no current one, the next task is the first one.
+
     Returns:
-        None when there is no such task (no next one, no earlier one).
+        None when there is no such task (no next one, no current one, no earlier one).
     """
-    k, shift = context.task_idx, context.shift
+    k, shift = -1 if context.task is None else context.task_idx, context.shift
     if subset is Subset.current:
-        pools = {k: context.current_task.train}
+        pools = {} if context.task is None else {k: context.current_task.train}
     elif subset is Subset.next:
         pools = {k + 1: shift.task(k + 1).new_train} if k + 1 < context.num_tasks else {}
     else:

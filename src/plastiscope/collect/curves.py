@@ -163,21 +163,21 @@ def keys_of(runs: Sequence[CollectedRun]) -> list[str]:
     return [name for name in dict.fromkeys(columns) if name not in ("kind", "global_epoch", "task_idx", "epoch")]
 
 
-def points(run: CollectedRun, y: str, x: str, kind: str | None = None) -> Points:
+def points(run: CollectedRun, y: str, x: str, kinds: Sequence[str] = ()) -> Points:
     """A run's values of y over x; those at the same x are averaged, what was not measured is left out.
 
     Args:
         run: with its rows.
         y: a logged number.
         x: epochs_completed, or any column of the log.
-        kind: of the rows; None = all that have y.
+        kinds: of the rows; none = all that have y.
     """
     if run.rows is None or y not in run.rows.column_names:
         return np.empty(0), np.empty(0)
     values = column(run, y)
     known = np.isfinite(values)
-    if kind is not None:
-        known &= np.array(run.rows.column("kind").to_pylist()) == kind
+    if kinds:
+        known &= np.isin(run.rows.column("kind").to_pylist(), kinds)
     places = column(run, "global_epoch") + 1 if x == EPOCHS_COMPLETED else column(run, x)
     known &= np.isfinite(places)
     at, where = np.unique(places[known], return_inverse=True)
@@ -235,7 +235,7 @@ def curves(
 
 def usual_axis(runs: Sequence[CollectedRun], y: str) -> str:
     """task_idx where only rows of task ends have y, else epochs_completed."""
-    return EPOCHS_COMPLETED if any(len(points(run, y, "epoch", "epoch")[0]) for run in runs) else TASK
+    return EPOCHS_COMPLETED if any(len(points(run, y, "epoch", ["epoch"])[0]) for run in runs) else TASK
 
 
 def _nearest(name: str, keys: Sequence[str]) -> str:

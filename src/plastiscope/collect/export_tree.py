@@ -17,6 +17,7 @@ from plastiscope.collect.published_tree import (
     EPOCH_NUMBERS,
     LEARNERS,
     PER_CLASS,
+    PREVIOUS,
     TASK_NUMBERS,
     our_name,
     read_class_order,
@@ -61,7 +62,7 @@ def export(runs: Sequence[CollectedRun], target: Path) -> Exported:
         RunError: no run is finished, or the folder of an arm is there already.
         ConfigError: as `grouped`.
     """
-    done = [run for run in runs if run.state in ("done", "published") and not run.replay_of and run.rows is not None]
+    done = [run for run in runs if _is_whole(run)]
     if not done:
         raise RunError("no run is finished, so there are no whole results to write; wait, or resume what has stopped")
     groups = grouped(done, None)
@@ -77,11 +78,30 @@ def export(runs: Sequence[CollectedRun], target: Path) -> Exported:
     for name, group in zip(names, groups, strict=True):
         folder = target / name
         for seed, run in group.runs.items():
-            looks = [look for look in runs if look.replay_of and Path(look.replay_of).resolve() == run.folder.resolve()]
+            looks = [look for look in runs if look is not run and _is_of(look, run)]
             _write_run(arrays_of(run, looks), seed, run, folder, made)
         write_array(folder / "experiment_indices.npy", np.array(list(group.runs), np.int64))
         made.folders.append(folder)
     return made
+
+
+def _is_whole(run: CollectedRun) -> bool:
+    """Whether a run makes an arm's index: one that is done, published results of this study, a look at its weights."""
+    if run.rows is None or (run.replay_of and not run.is_published):
+        return False
+    return run.state == "done" or (run.state == "published" and run.settings.get("data") == "cifar100")
+
+
+def _is_of(look: CollectedRun, run: CollectedRun) -> bool:
+    """Whether the weights that were looked at are a run's: those of its folder, and of a tree those of its index."""
+    source = run.replay_of or run.folder
+    return bool(look.replay_of) and look.seed == run.seed and _tree(look.replay_of) == _tree(source)
+
+
+def _tree(folder: str | Path) -> Path:
+    """A folder of weights or of what holds them, as the latter."""
+    place = Path(folder).resolve()
+    return place.parent if place.name == "model_parameters" else place
 
 
 def _plain(label: str) -> str:
@@ -115,7 +135,8 @@ def arrays_of(run: CollectedRun, looks: Sequence[CollectedRun] = ()) -> dict[str
     """
     assert run.rows is not None
     is_epoch = np.array(run.rows.column("kind").to_pylist()) == "epoch"
-    found: dict[str, Array] = {metric: column(run, name)[is_epoch] for metric, name in EPOCH_NUMBERS.items()}
+    per_epoch = {} if run.replay_of else EPOCH_NUMBERS  # a look has rows of the epochs whose weights were saved
+    found: dict[str, Array] = {metric: column(run, name)[is_epoch] for metric, name in per_epoch.items()}
     tasks = int(np.nanmax(column(run, "task_idx"), initial=-1)) + 1
     for one in (*reversed([look for look in looks if look.rows is not None]), run):
         before = _before_tasks(one, tasks)
@@ -140,7 +161,7 @@ def _before_tasks(run: CollectedRun, tasks: int) -> dict[str, Array]:
     layers = {subset: last_layer(run, f"representation/{subset}") or "" for subset in ("next", "current")}
     found = {}
     for metric in TASK_NUMBERS:
-        is_previous = metric.startswith("previous")
+        is_previous = metric.startswith(PREVIOUS)
         layer = layers["current" if is_previous else "next"]
         values, rows = column(run, our_name(metric, layer)), np.full(tasks, np.nan)
         known = np.isfinite(values) & (row_of >= is_previous) & (row_of < tasks)
@@ -178,6 +199,8 @@ def class_order(run: CollectedRun) -> Array | None:
     """
     if run.state == "published":
         return read_class_order(run.folder, int(run.seed or 0))
+    if run.is_published:
+        return read_class_order(_tree(run.replay_of), int(run.seed or 0))
     if run.settings.get("task_shift_mode") != "class_incremental":
         return None
     given = json.loads(run.settings.get("task_shift_mode.class_order") or "null")

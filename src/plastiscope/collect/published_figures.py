@@ -20,6 +20,8 @@ BIN = 50
 """Tasks of a bin of continual ImageNet, as published."""
 RANK = "srank_99_l1"
 NEXT = "representation/next"
+BEFORE_TASKS = ("run_begin", "task_end")
+"""Rows of weights with which a task begins: task_idx is that of the task before, -1 of the initialisation."""
 NOTHING: Points = (np.empty(0), np.empty(0))
 
 
@@ -66,7 +68,7 @@ def classes_seen(run: CollectedRun, tasks: Array) -> Array:
 
 def next_task_dormant(run: CollectedRun) -> Points:
     """Dormant units on the next task's samples before it is learnt, per cent, over its number from 1."""
-    task, share = points(run, f"{NEXT}/total/dormant_rate", "task_idx", "task_end")
+    task, share = points(run, f"{NEXT}/total/dormant_rate", "task_idx", BEFORE_TASKS)
     return task + 2, 100 * share
 
 
@@ -75,7 +77,7 @@ def stable_rank(run: CollectedRun) -> Points:
     layer = last_layer(run)
     if layer is None:
         return NOTHING
-    task, rank = points(run, f"{NEXT}/{layer}/{RANK}", "task_idx", "task_end")
+    task, rank = points(run, f"{NEXT}/{layer}/{RANK}", "task_idx", BEFORE_TASKS)
     width = _width(run, layer)
     return NOTHING if width is None else (task + 2, 100 * rank / width)
 
@@ -91,7 +93,7 @@ def last_layer(run: CollectedRun, subset: str = NEXT) -> str | None:
 def _width(run: CollectedRun, layer: str) -> int | None:
     if run.state == "published" and layer == PUBLISHED_LAST:
         return PUBLISHED_WIDTH
-    for path in run.folder.glob("task_*/representation/summary.json"):
+    for path in run.folder.glob("task_*/representation/summary*.json"):
         about = ((read_json(path) or {}).get("subsets") or {}).get("next") or {}
         if layer in about.get("layers", {}):
             return int(about["layers"][layer]["d"])
@@ -100,7 +102,7 @@ def _width(run: CollectedRun, layer: str) -> int | None:
 
 def accuracy_of_epochs(run: CollectedRun) -> Points:
     """Test accuracy after each epoch, per cent."""
-    epoch, accuracy = points(run, "test_accuracy", "epochs_completed", "epoch")
+    epoch, accuracy = points(run, "test_accuracy", "epochs_completed", ["epoch"])
     return epoch, 100 * accuracy
 
 
@@ -117,13 +119,13 @@ def binned_accuracy(run: CollectedRun, tasks: int = BIN) -> Points:
 
 def online_accuracy(run: CollectedRun) -> Points:
     """Accuracy of each presentation before its update, per cent, in bins of analysis=online."""
-    bins = read_bins(run.folder) if run.state != "published" else {}
+    bins = run.bins if run.state == "published" else read_bins(run.folder)
     return (bins["presentations"].astype(float), 100 * bins["accuracy"]) if "accuracy" in bins else NOTHING
 
 
 def binned_error(run: CollectedRun) -> Points:
     """Squared error of each presentation before its update, in bins of analysis=online; none where classes are."""
-    bins = read_bins(run.folder) if run.state != "published" else {}
+    bins = run.bins if run.state == "published" else read_bins(run.folder)
     is_error = "loss" in bins and "accuracy" not in bins
     return (bins["presentations"].astype(float), bins["loss"]) if is_error else NOTHING
 

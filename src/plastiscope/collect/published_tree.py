@@ -1,7 +1,8 @@
 """Results of the published incremental CIFAR-100 code, `<name>/<metric>/index-<i>.npy`, read and written.
 
 Row i of what its post-run analysis wrote is of the weights before task i, so it belongs to our row at the end of task
-i - 1; row 0 is of the weights as initialised, which end no task: global_epoch -1 and task -1 stand for them.
+i - 1; row 0 is of the weights as initialised, which end no task: our row of kind run_begin, global_epoch and task -1.
+Of the tasks before the first one nothing was measured, and the published 0 there means no more than that.
 """
 
 import re
@@ -45,6 +46,8 @@ TASK_NUMBERS = {
     "previous_tasks_stable_rank_analysis": f"representation/current/{LAST}/srank_99_l1",
 }
 """Metrics with a value a task, and our names: all classes so far are what the task just trained on (`current`)."""
+PREVIOUS = "previous_tasks"
+"""What metrics of all classes so far begin with; there are none before the first task, and their row 0 is 0."""
 PUBLISHED_LAST = "fc_input"
 """Our name for the layer whose features are measured, in tables of published results."""
 LEARNERS = {
@@ -158,10 +161,10 @@ def _rows(arrays: Mapping[str, Array], epochs: int, tasks: int, per_task: int, k
     for name, ours in CHECKPOINT_NUMBERS.items():
         means = None if name not in arrays else checkpoint_means(arrays[name], epochs, per_task)
         by_epoch |= {} if means is None else {ours: means}
-    by_task = {our_name(name, PUBLISHED_LAST): values for name, values in arrays.items() if name in TASK_NUMBERS}
+    by_task = {our_name(n, PUBLISHED_LAST): _measured(n, arrays[n]) for n in TASK_NUMBERS if n in arrays}
     epoch, end = np.arange(epochs), np.arange(tasks) * per_task - 1
     columns: dict[str, Any] = {
-        "kind": pa.array(["epoch"] * epochs + ["task_end"] * tasks),
+        "kind": pa.array(["epoch"] * epochs + ["run_begin" if i == 0 else "task_end" for i in range(tasks)]),
         "global_epoch": pa.array(np.concatenate([epoch, end])),
         "task_idx": pa.array(np.concatenate([epoch // per_task, np.arange(tasks) - 1])),
         "epoch": pa.array([*(epoch % per_task).tolist(), *[None] * tasks], pa.int64()),
@@ -170,6 +173,12 @@ def _rows(arrays: Mapping[str, Array], epochs: int, tasks: int, per_task: int, k
     columns |= {k: _numbers(np.concatenate([v, nothing["task"]])) for k, v in by_epoch.items() if fits(k, keys)}
     columns |= {k: _numbers(np.concatenate([nothing["epoch"], v])) for k, v in by_task.items() if fits(k, keys)}
     return pa.table(columns)
+
+
+def _measured(metric: str, values: Array) -> Array:
+    """Values of a post-run metric; NaN where the published 0 only says that there were no tasks before."""
+    is_nothing = metric.startswith(PREVIOUS) & (np.arange(len(values)) == 0) & (values == 0)
+    return np.where(is_nothing, np.nan, values)
 
 
 def _numbers(values: Array) -> "pa.Array":

@@ -37,7 +37,9 @@ class CollectedRun:
         error: of a failed one.
         progress: the last whole task and epoch, from its status.
         replica_of, replay_of: folder of the group, and of the run whose weights were looked at; "" = none.
+        is_published: the weights that were looked at are those of a published tree.
         rows: logged numbers.
+        bins: of published results, means of what each presentation gave; those of our runs lie in their folders.
         notes: what is to be said of it.
     """
 
@@ -51,7 +53,9 @@ class CollectedRun:
     progress: dict[str, Any] = field(default_factory=dict)
     replica_of: str = ""
     replay_of: str = ""
+    is_published: bool = False
     rows: "pa.Table | None" = None
+    bins: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -93,18 +97,22 @@ def read_runs(folders: Sequence[Path], keys: Sequence[str] = ()) -> list[Collect
 
 
 def _read(folder: Path, settings: dict[str, Any], about: dict[str, Any], keys: Sequence[str]) -> CollectedRun:
-    status = read_status(folder)
+    status, looked_at = read_status(folder), about.get("replay_of", {})
+    is_of_tree = looked_at.get("layout") == PUBLISHED_LAYOUT
+    if is_of_tree:  # its index is the seed, ours only draws samples; and each index has an order of classes of its own
+        settings = {key: value for key, value in settings.items() if key != "task_shift_mode.class_order"}
     return CollectedRun(
         folder=folder,
         label=str(folder),
         state=status.get("state", "unknown"),
-        seed=settings.get("seed"),
+        seed=settings.get("replay.index" if is_of_tree else "seed"),
         settings=settings,
         overrides=tuple(about.get("overrides", ())),
         error=str(status.get("error") or ""),
         progress={key: status[key] for key in ("task_idx", "epoch") if key in status},
         replica_of=about.get("replica_of", ""),
-        replay_of=str(about.get("replay_of", {}).get("folder", "")),
+        replay_of=str(looked_at.get("folder", "")),
+        is_published=is_of_tree,
         rows=read_logs(folder, keys),
     )
 

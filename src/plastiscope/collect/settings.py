@@ -17,7 +17,7 @@ Settings = Mapping[str, Any]
 
 NOT_OF_TRAINING = (
     *("seed", "name", "num_tasks", "replicas", "device", "threads", "verbose", "figures", "use_wandb", "wandb"),
-    *("checkpoint_every_s", "eval_every", "snapshots", "samples", "replay", "dry_run"),
+    *("checkpoint_every_s", "eval_every", "snapshots", "samples", "replay", "dry_run", "resume_other_code"),
     *("data.folder", "data.file", "data.download"),
 )
 """Settings, with all below them, in which runs of one kind may differ: they say how long, where and how it is told."""
