@@ -59,6 +59,7 @@ MISTAKES = [
     (["analysis=[continual]", "representation.every=2"], "select it with analysis=[continual,representation]"),
     (["experiment=nope"], "experiment=nope: there is no such option. Available options in 'experiment': continual_im"),
     (["experiment=incremental_cifar/cbp"], "incremental_cifar/continual_backprop, incremental_cifar/head_reset"),
+    (["launcher=here", "seed=0,1"], "launcher=here: there is no such option. Available options in 'launcher': basic"),
     (["net=resnet19"], "net=resnet19: there is no such option. Available options in 'net': convnet, "),
     (["net=nope"], "Available options in 'net':"),
     (["num_tasks=6"], "num_tasks=6: at most 5 are possible (10 classes, 2 new ones a task)"),

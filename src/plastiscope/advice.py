@@ -28,6 +28,12 @@ def arms_of(study: str) -> list[str]:
     return sorted(f"{study}/{entry.name.removesuffix('.yaml')}" for entry in folder.iterdir())
 
 
+def launchers() -> list[str]:
+    """The launchers that come with plastiscope."""
+    folder = resources.files("plastiscope.configs") / "launcher"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir())
+
+
 def no_option(group: str, option: str, there: list[str]) -> str:
     """What to tell someone who names an option that a config group does not have.
 

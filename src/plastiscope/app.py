@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from plastiscope.advice import known_analyses, nearest, no_option, not_selected, selected
+from plastiscope.advice import known_analyses, launchers, nearest, no_option, not_selected, selected
 from plastiscope.error import ConfigError, PlastiscopeError, RunError
 
 OmegaConf.register_new_resolver("short_hash", lambda text: hashlib.sha256(text.encode()).hexdigest()[:12], replace=True)
@@ -192,6 +192,8 @@ def _advice(text: str, arguments: list[str]) -> str:
         r"Could not find '(\w+)/(\S+)'\s+Available options in '\1':\s+([^:]+?)\s*(?:Config|$)", text
     ):
         return no_option(missing.group(1), missing.group(2), missing.group(3).split())
+    if "Ambiguous value" in text and (wrong := _no_launcher(arguments)):
+        return wrong
     if found is None or "Could not override" not in text:
         return re.sub(r"\s*\n\s*", "\n  ", text.split("Config search path:")[0].strip())
     key = found.group(1) or found.group(2)
@@ -203,6 +205,15 @@ def _advice(text: str, arguments: list[str]) -> str:
     parent = key.rpartition(".")[0]
     siblings = [k for k in keys if k.rpartition(".")[0] == parent] or [k for k in keys if "." not in k]
     return f"{key}: there is no such setting{nearest(key, keys, siblings)}"
+
+
+def _no_launcher(arguments: list[str]) -> str:
+    """What to say where a sweep was not taken for one because its launcher is not there; else ""."""
+    named = [argument.removeprefix("launcher=") for argument in arguments if argument.startswith("launcher=")]
+    ours = launchers()
+    if not named or named[-1] in ours:
+        return ""
+    return f"{no_option('launcher', named[-1], ours)}; a site file of your own is found with --config-dir FOLDER"
 
 
 def _keys(arguments: list[str], wrong: str) -> tuple[list[str], list[str]]:
