@@ -123,30 +123,30 @@ OF_ARMS = {
         "learner.feature_magnitude": "cumulative",
         "learner.count": "all",
         "learner.residual_mode": "legacy",
-        "learner.compensate": "off",
+        "learner.compensate": False,
         "learner.reset_optimizer_state": False,
     },
     "incremental_cifar/head_reset": {"learner.keep_optimizer_state": True},
     "incremental_cifar/retrained": {"learner.keep_optimizer_state": True, "learner.keep_buffers": True},
     "continual_imagenet/continual_backprop": {
         "learner.count": "all",
-        "learner.compensate": "off",
+        "learner.compensate": False,
         "learner.reset_optimizer_state": False,
     },
-    "permuted_mnist/continual_backprop": {"learner.compensate": "off"},
+    "permuted_mnist/continual_backprop": {"learner.compensate": False},
     "slowly_changing_regression/continual_backprop": {
         "learner.maturity_threshold": 10,
         "learner.accumulate": False,
-        "learner.compensate": "off",
+        "learner.compensate": False,
     },
     **{
-        f"task_shift_study/{shift}continual_backprop": {"learner.accumulate": False, "learner.compensate": "off"}
+        f"task_shift_study/{shift}continual_backprop": {"learner.accumulate": False, "learner.compensate": False}
         for shift in ("", "drifting_values_")
     },
     **{
         f"task_shift_study/{shift}rank_restoring_cbp": {
             "learner.accumulate": False,
-            "learner.compensate": "off",
+            "learner.compensate": False,
             "learner.scale": "energy",
             "learner.activation_energy": "as_published",
         }

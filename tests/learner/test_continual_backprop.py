@@ -18,7 +18,7 @@ from plastiscope.error import ConfigError, RunError
 from plastiscope.event import undisturbed
 from plastiscope.experiment import run
 from plastiscope.learner.budget import Count
-from plastiscope.learner.continual_backprop import Compensate, ContinualBackprop, ContinualBackpropLearner
+from plastiscope.learner.continual_backprop import ContinualBackprop, ContinualBackpropLearner
 from plastiscope.learner.learner import Reset
 from plastiscope.learner.optimizer import Optimizer
 from plastiscope.learner.replacement import Init
@@ -330,12 +330,12 @@ def sigmoid(norm: Norm) -> Mlp:
 @pytest.mark.parametrize(
     ("net", "compensate", "mode", "changed"),
     [
-        (sigmoid(Norm.none), Compensate.auto, ResidualMode.inner_only, {"linear_2", "head"}),
-        (sigmoid(Norm.none), Compensate.off, ResidualMode.inner_only, set()),
-        (sigmoid(Norm.none), Compensate.auto, ResidualMode.legacy, set()),
-        (sigmoid(Norm.batch), Compensate.auto, ResidualMode.inner_only, {"head"}),
-        (sigmoid(Norm.layer), Compensate.auto, ResidualMode.inner_only, {"linear_2", "head"}),
-        (sigmoid(Norm.batch), Compensate.on, ResidualMode.inner_only, {"linear_2", "head"}),
+        (sigmoid(Norm.none), None, ResidualMode.inner_only, {"linear_2", "head"}),
+        (sigmoid(Norm.none), False, ResidualMode.inner_only, set()),
+        (sigmoid(Norm.none), None, ResidualMode.legacy, set()),
+        (sigmoid(Norm.batch), None, ResidualMode.inner_only, {"head"}),
+        (sigmoid(Norm.layer), None, ResidualMode.inner_only, {"linear_2", "head"}),
+        (sigmoid(Norm.batch), True, ResidualMode.inner_only, {"linear_2", "head"}),
     ],
 )
 def test_which_biases_take_over(net, compensate, mode, changed):
@@ -489,8 +489,8 @@ def test_unknown_settings_and_values_are_refused(setting):
 def test_a_reader_without_bias_cannot_take_over():
     from plastiscope.net.deep_linear import DeepLinear
 
-    with pytest.raises(ConfigError, match=r"compensate=on: linear_2\.weight, which reads the units of linear_1"):
-        start(ContinualBackprop(compensate=Compensate.on), DeepLinear(widths=[4, 4]), (3,))
+    with pytest.raises(ConfigError, match=r"compensate=true: linear_2\.weight, which reads the units of linear_1"):
+        start(ContinualBackprop(compensate=True), DeepLinear(widths=[4, 4]), (3,))
     start(ContinualBackprop(), DeepLinear(widths=[4, 4]), (3,))
 
 

@@ -6,7 +6,6 @@ it, of which the defects are not reproduced; what moved published figures is a s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -28,16 +27,6 @@ Number = int | npt.NDArray[np.int64]
 """Units to replace: in every run, or in each of several."""
 
 
-class Compensate(Enum):
-    """Whether the consumers' biases take over a replaced unit's mean contribution."""
-
-    auto = "auto"
-    """Where no batch norm follows the consumer, which would take it away; nowhere with residual_mode=legacy."""
-    on = "on"
-    """At every consumer; all must have a bias."""
-    off = "off"
-
-
 @dataclass(kw_only=True)
 class ContinualBackprop(ReplacingConfig):
     """Backprop, and after each optimiser step the replacement of units."""
@@ -56,8 +45,12 @@ class ContinualBackprop(ReplacingConfig):
     """What the rate is multiplied by: eligible units, or all once one is eligible (as published)."""
     feature_magnitude: FeatureMagnitude = FeatureMagnitude.mean
     """E|h| of contribution: mean, or cumulative: the sum over all steps (as published)."""
-    compensate: Compensate = Compensate.auto
-    """Consumers' biases take over the mean contribution of a replaced unit: auto, on, off."""
+    compensate: bool | None = None
+    """Whether consumers' biases take over the mean contribution of a replaced unit.
+
+    null: where no batch norm follows the consumer, which would take it away; nowhere with residual_mode=legacy.
+    true: at every consumer; all must have a bias.
+    """
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -98,18 +91,18 @@ class ContinualBackpropLearner(ReplacingLearner):
     def _compensates(self) -> bool:
         """Whether any consumer takes over what replaced units contribute."""
         config = self.config
-        if config.compensate is Compensate.auto and config.residual_mode is not ResidualMode.legacy:
+        if config.compensate is None and config.residual_mode is not ResidualMode.legacy:
             consumers = [consumer for part in self.parts for consumer in part.consumers]
             return any(consumer.bias is not None and not consumer.is_normalised for consumer in consumers)
-        return config.compensate is Compensate.on
+        return config.compensate is True
 
     def _check_biases(self) -> None:
         for part in self.parts:
             for consumer in part.consumers:
-                if self.config.compensate is Compensate.on and consumer.bias is None:
+                if self.config.compensate and consumer.bias is None:
                     raise ConfigError(
-                        f"learner.compensate=on: {consumer.weight.name}, which reads the units of "
-                        f"{part.layer.name}, has no bias; use learner.compensate=auto"
+                        f"learner.compensate=true: {consumer.weight.name}, which reads the units of "
+                        f"{part.layer.name}, has no bias; use learner.compensate=null"
                     )
 
     def _budget(self, units: UnitSet) -> Budget | RunsBudget:
@@ -149,9 +142,7 @@ class ContinualBackpropLearner(ReplacingLearner):
         if self.statistics.keeps_mean and self._compensates():
             for units, which in chosen:
                 for part in units.parts:
-                    compensate(
-                        part, which, self.statistics.corrected_mean(part), self.config.compensate is Compensate.on
-                    )
+                    compensate(part, which, self.statistics.corrected_mean(part), self.config.compensate is True)
         self.replace(chosen)
         for units, which in chosen:
             for part in units.parts:
