@@ -5,10 +5,12 @@ import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+from collect.small_runs import write_results
 from plastiscope import app
 from plastiscope.collect.command import OPTIONS
 from plastiscope.collect.published_figures import FIGURES
@@ -32,7 +34,7 @@ def call(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_commands_and_the_python_of_the_page_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    study, published = (body.splitlines() for language, body in BLOCKS if language == "sh")
+    study, published, pickles = (body.splitlines() for language, body in BLOCKS if language == "sh")
     (code,) = (body for language, body in BLOCKS if language == "python")
     for line in study:
         call(line, monkeypatch)
@@ -42,6 +44,12 @@ def test_the_commands_and_the_python_of_the_page_run(tmp_path, monkeypatch, caps
     for line in published[:-1]:
         call(line, monkeypatch)
     assert "6 runs: 6 published" in capsys.readouterr().out
+    write_results(Path("lop/imagenet"), "data/bp", 0, 0, {"test_accuracies": np.full((3, 2), 0.5)})
+    write_results(Path("lop/slowly_changing_regression"), "data/sgd/bp/relu", 0, 0, {"errs": np.ones(40_000)})
+    for line in pickles:
+        call(line, monkeypatch)
+    assert len(pd.read_parquet("tables/numbers.parquet")) == 6
+    assert Path("lop/slowly_changing_regression/data/figures/binned_error.png").exists()
     ours, theirs = (Path(f"{place}/figures/relative_accuracy.csv") for place in ("outputs/study", "results"))
     left, right = pd.read_csv(ours), pd.read_csv(theirs)
     assert left["group"].tolist() == right["group"].tolist() == ["learner=backprop"] * 2 + ["learner=l2"] * 2

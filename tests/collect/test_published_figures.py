@@ -8,7 +8,7 @@ import pytest
 from collect.small_runs import analysis, ends, epochs, learner, write_bins, write_run
 from plastiscope.collect import published_figures as figures
 from plastiscope.collect.command import _marks
-from plastiscope.collect.published_figures import FIGURES, figure_of, published_curves
+from plastiscope.collect.published_figures import FIGURES, figure_of, published_curves, x_label
 from plastiscope.collect.table import collect
 from plastiscope.error import DataError
 from plastiscope.figure.curves import Curve, CurveLabels, Mark, seed_curves
@@ -47,6 +47,14 @@ def test_the_best_of_each_whole_task_over_classes_seen(study):
     assert base.x.tolist() == [5, 10] and notes == []
     assert np.array_equal(base.values, [[70.0, 60.0], [60.0, np.nan]], equal_nan=True)
     assert values(retrained) == [[20.0, 40.0], [30.0, 50.0], [70.0, 90.0]]
+
+
+def test_the_axis_shows_tasks_where_they_bring_no_classes(study, tmp_path):
+    figure = FIGURES["best_test_accuracy"]
+    assert x_label(figure, published_curves(study, figure)[0]) == "classes seen"
+    write_run(tmp_path / "pairs" / "run", epochs(2, test_accuracy=[0.5, 0.6, 0.7, 0.8]))
+    found, _ = published_curves(collect([tmp_path / "pairs"]).runs, figure)
+    assert found[0].x.tolist() == [1, 2] and x_label(figure, found) == "task (from 1)"
 
 
 def test_relative_accuracy_seed_by_seed(study):
@@ -166,6 +174,13 @@ def test_the_picture_shows_means_bands_and_marks():
     assert corners[:, 1].min() == 1.0 and corners[:, 1].max() == 3.0
     assert "standard error" in axes.get_title()
     assert "bootstrap 95% interval" in seed_curves(drawn, CurveLabels("x", "y")).axes[0].get_title()
+
+
+def test_curves_of_many_points_are_thin():
+    few, many = (Curve(str(n), np.arange(float(n)), over_seeds(np.ones((1, n)))) for n in (499, 500))
+    (axes,) = seed_curves([few, many], CurveLabels("x", "y")).axes
+    first, second = axes.get_lines()
+    assert first.get_linewidth() > 1 > second.get_linewidth()
 
 
 def test_the_bootstrap_band_is_the_bands_own():

@@ -11,7 +11,7 @@ import numpy as np
 
 from plastiscope.collect.curves import EPOCHS_COMPLETED, SeedCurve, chosen, curves, keys_of, usual_axis
 from plastiscope.collect.export_tree import export
-from plastiscope.collect.published_figures import FIGURES, figure_of, published_curves
+from plastiscope.collect.published_figures import FIGURES, figure_of, published_curves, x_label
 from plastiscope.collect.published_values import PublishedValue
 from plastiscope.collect.runs import CollectedRun
 from plastiscope.collect.settings import difference, read_settings, said
@@ -146,7 +146,7 @@ def _plot(
     if name:
         figure = figure_of(name, _whole(given, "bin"))
         found, notes = published_curves(runs, figure, by)
-        labels = CurveLabels(figure.x, figure.y, interval=interval, log_y=is_log)
+        labels = CurveLabels(x_label(figure, found), figure.y, interval=interval, log_y=is_log)
         marks, file = _marks(found, figure.values), name
     else:
         smooth, y = _whole(given, "smooth") or 1, given["y"]

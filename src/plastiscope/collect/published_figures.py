@@ -22,6 +22,8 @@ RANK = "srank_99_l1"
 NEXT = "representation/next"
 BEFORE_TASKS = ("run_begin", "task_end")
 """Rows of weights with which a task begins: task_idx is that of the task before, -1 of the initialisation."""
+CLASSES, TASK = "classes seen", "task (from 1)"
+"""Labels of the axis that `classes_seen` gives."""
 NOTHING: Points = (np.empty(0), np.empty(0))
 
 
@@ -136,11 +138,11 @@ _BINS = "analysis=[online], and classes"
 _ERRORS = "analysis=[online], and no classes"
 FIGURES: Mapping[str, PublishedFigure] = {
     "relative_accuracy": PublishedFigure(
-        best_of_tasks, "classes seen", "test accuracy above retrained (points)",
+        best_of_tasks, CLASSES, "test accuracy above retrained (points)",
         f"{_TESTS}, and runs with learner=retrained", published_values.RELATIVE_ACCURACY, is_relative=True,
     ),
     "best_test_accuracy": PublishedFigure(
-        best_of_tasks, "classes seen", "best test accuracy of a task's epochs (%)", _TESTS,
+        best_of_tasks, CLASSES, "best test accuracy of a task's epochs (%)", _TESTS,
         published_values.BEST_TEST_ACCURACY,
     ),
     "test_accuracy_per_epoch": PublishedFigure(accuracy_of_epochs, "epochs completed", "test accuracy (%)", _TESTS, ()),
@@ -207,6 +209,12 @@ def published_curves(
     groups = grouped(having, by, f"{figure.depends_on}/")
     made = [side_by_side(group, {s: found[run.label] for s, run in group.runs.items()}) for group in groups]
     return above_retrained(made) if figure.is_relative else (made, [])
+
+
+def x_label(figure: PublishedFigure, curves: Sequence[SeedCurve]) -> str:
+    """What the x axis shows: tasks instead of classes where tasks bring none."""
+    is_of_tasks = all("task_shift_mode.classes_per_task" not in curve.group.settings for curve in curves)
+    return TASK if figure.x == CLASSES and is_of_tasks else figure.x
 
 
 def is_retrained(settings: Mapping[str, object]) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plastiscope.collect.published_files import find_files, read_file
 from plastiscope.collect.published_tree import find_trees, read_tree
 from plastiscope.collect.rows import PLACE
 from plastiscope.collect.runs import GOING, CollectedRun, read_runs
@@ -81,11 +82,12 @@ def collect(folders: Sequence[Path], keys: Sequence[str] = (), epochs_per_task: 
     runs = read_runs(folders, keys)
     trees = sorted({tree for folder in folders for tree in find_trees(folder)})
     published = [run for tree in trees for run in read_tree(tree, epochs_per_task, keys)]
+    published += [read_file(path, keys) for path in sorted({path for folder in folders for path in find_files(folder)})]
     runs, sweeps = check_sweeps(folders, runs)
     if not runs and not published:
         raise RunError(
             f"no runs below {', '.join(map(str, folders))}: give a folder that holds runs, such as outputs/<name>, or "
-            "published results (<name>/<metric>/index-0.npy)"
+            "published results (<name>/<metric>/index-0.npy, or <data_dir>/<setting>/<run>)"
         )
     return Collected([*runs, *published], sweeps)
 

@@ -21,6 +21,8 @@ MARKERS = "os^DvPX"
 """Of the colours, for readers who tell none of them apart, and where curves lie on each other."""
 WIDEST, THINNEST = 2.6, 1.4
 """Lines: the first curve is the widest, so that it is seen under another one."""
+DENSE, HAIR = 500, 0.7
+"""Points of a curve from which on its line is thin: thick ones that jump hide each other."""
 MOST_GROUPS = len(COLOURS) * len(LINES)
 MOST_MARKED = 20
 """Points of a curve that are marked."""
@@ -97,7 +99,7 @@ def seed_curves(curves: Sequence[Curve], labels: CurveLabels, marks: Sequence[Ma
     figure = new_figure(max(6.4, 0.09 * max(len(name) for name in names) + 1), 3.6 + 0.2 * rows)
     axes = figure.add_subplot()
     for i, (curve, name) in enumerate(zip(curves, names, strict=True)):
-        width = min(WIDEST, THINNEST + 0.5 * (len(curves) - 1 - i))
+        width = min(WIDEST, THINNEST + 0.5 * (len(curves) - 1 - i)) if len(curve.x) < DENSE else HAIR
         _draw(axes, curve, name, i, width, labels.interval)
     for mark in marks:
         _mark(axes, mark)
