@@ -72,6 +72,12 @@ MISTAKES = [
     (["threads=100000"], "threads=100000: must be 1 to 1024, or null"),
     (["learner.lr=inf"], "learner.lr=inf: must be 0 or more, and finite"),
     (["name=.."], "name=..: must be a folder name"),
+    (
+        ["-m", "learner=redo,continual_backprop", "learner.residual_mod=legacy"],
+        "learner=redo: learner.residual_mod: there is no such setting; did you mean learner.residual_mode?",
+    ),
+    (["-m", "learner=redo,l2", "learner.tau=0.2"], "learner=l2: learner.tau: there is no such setting"),
+    (["-m", "learner=redo,l3", "learner.tau=0.2"], "learner=l3: there is no such option. Available options in"),
 ]
 
 
@@ -102,6 +108,16 @@ def test_quick_run_prints_its_folder(plastiscope, tmp_path):
     files = {path.name for path in folder.iterdir()}
     assert {"config.yaml", "metrics.jsonl", "timings.jsonl", "status.json", "snapshots"} <= files
     assert json.loads((folder / "run.json").read_text())["overrides"] == list(QUICK)
+
+
+def test_a_setting_that_only_swept_components_have(plastiscope, tmp_path):
+    """The default learner, backprop, has no residual_mode."""
+    given = ("learner=redo,continual_backprop", "learner.residual_mode=legacy", "learner.lr=0.01")
+    code, out, err = plastiscope("-m", *QUICK, *given)
+    assert code == 0, err
+    configs = [path.read_text() for path in tmp_path.rglob("config.yaml")]
+    assert len(configs) == out.count("done: ") == 2
+    assert all("residual_mode: legacy" in config for config in configs)
 
 
 def test_foreign_folder_is_refused(plastiscope, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "plastiscope"
 
 LAYERS = [
-    {"app", "samples", "launch"},
+    {"app", "samples", "launch", "sweep"},
     {"table", "collect"},
     {"experiment", "analyze", "build", "load", "identity", "settings", "source", "replicas", "desk", "__init__"}
     | {"branch", "rehearsal"},
@@ -21,8 +21,8 @@ LAYERS = [
 """A room may import from its own row and from the rows below."""
 
 ONLY_IN = {
-    "hydra": {"app.py", "build.py", "launch.py"},
-    "omegaconf": {"app.py", "build.py", "launch.py"},
+    "hydra": {"app.py", "build.py", "launch.py", "sweep.py"},
+    "omegaconf": {"app.py", "build.py", "launch.py", "sweep.py"},
     "wandb": {"run/wandb_sink.py"},
     "torchvision": {"data/vision.py"},
 }

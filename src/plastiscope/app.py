@@ -17,7 +17,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -28,6 +28,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from plastiscope.advice import known_analyses, launchers, nearest, no_option, not_selected, selected
 from plastiscope.error import ConfigError, PlastiscopeError, RunError
+
+T = TypeVar("T")
 
 OmegaConf.register_new_resolver("short_hash", lambda text: hashlib.sha256(text.encode()).hexdigest()[:12], replace=True)
 
@@ -136,8 +138,12 @@ def plot() -> None:
 
 
 def _run_hydra() -> None:
+    from plastiscope.sweep import spelled_out
+
+    words = sys.argv[1:]
     try:
-        _with_advice(job, sys.argv[1:])
+        sys.argv[1:] = spelled_out(words, _with_advice)
+        _with_advice(job, words)
     except Exception as error:
         from plastiscope.launch import mishap
 
@@ -146,12 +152,12 @@ def _run_hydra() -> None:
         raise RunError(told) from None
 
 
-def _with_advice(command: Callable[[], None], overrides: list[str]) -> None:
+def _with_advice(command: Callable[[], T], overrides: list[str]) -> T:
     """Call what composes a config out of `overrides`, with our advice in place of Hydra's."""
     asked = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing its own advice
     try:
-        command()
+        return command()
     except (HydraException, OmegaConfBaseException) as error:
         if asked:
             raise
