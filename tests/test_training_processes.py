@@ -9,12 +9,15 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from plans import make_plan
-from plastiscope.error import ConfigError, PlastiscopeError
+from plastiscope.error import ConfigError, PlastiscopeError, RunError
 from plastiscope.event import Callback, Context
 from plastiscope.experiment import run
 from plastiscope.run import roster
@@ -30,8 +33,8 @@ SHARED = (
 CLOCKED = ("timings.jsonl", "run.json", "status.json", "wandb", "checkpoint", ".lock", "summary.json")
 
 
-def as_torchrun_would(world: int, work: Callable[[int], None]) -> list[int | None]:
-    """Exit codes of `work(rank)` in so many processes with torchrun's environment."""
+def start(world: int, work: Callable[[int], None]) -> list[BaseProcess]:
+    """`work(rank)` in so many processes with torchrun's environment."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -49,9 +52,30 @@ def as_torchrun_would(world: int, work: Callable[[int], None]) -> list[int | Non
     running = [forks.Process(target=one, args=(rank,)) for rank in range(world)]
     for process in running:
         process.start()
+    return running
+
+
+def exit_codes(running: list[BaseProcess]) -> list[int | None]:
+    """Their exit codes, when all have ended."""
     for process in running:
         process.join(120)
-    return [process.exitcode for process in running]
+    codes = [process.exitcode for process in running]
+    for process in running:
+        process.kill()  # one that hangs would outlive the tests
+    return codes
+
+
+def as_torchrun_would(world: int, work: Callable[[int], None]) -> list[int | None]:
+    """Exit codes of `work(rank)` in so many processes with torchrun's environment."""
+    return exit_codes(start(world, work))
+
+
+def wait_for(mark: Path) -> None:
+    """Until the file is there."""
+    until = time.monotonic() + 120
+    while not mark.exists():
+        assert time.monotonic() < until, f"{mark} does not come"
+        time.sleep(0.01)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -144,6 +168,139 @@ def test_a_process_that_dies_while_the_first_trains_is_named_and_the_run_saved(t
     assert status["state"] == "preempted"
     assert "process 1 of 3" in status["error"]
     assert list((tmp_path / "run" / "checkpoint").glob("*.pt"))
+
+
+@dataclass(kw_only=True)
+class Endless(Callback):
+    """What one process computes of an event takes longer than anybody waits; another one then ends, in some way."""
+
+    name: str = "endless"
+    shared_events = ("on_epoch_end",)
+    rank: int
+    other: int
+    ends: Callable[[], None]
+
+    def on_epoch_end(self, context: Context) -> None:
+        mark = context.run_folder / "computing"
+        if context.processes.rank == self.rank:
+            mark.touch()
+            while True:
+                time.sleep(0.01)
+        if context.processes.rank == self.other:
+            wait_for(mark)
+            self.ends()
+        context.processes.barrier()
+
+
+def is_killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fails() -> None:
+    raise RunError("something that the first alone has found")
+
+
+@pytest.mark.parametrize("ends", [is_killed, fails])
+@pytest.mark.parametrize("what", ["training", "replay", "replay of shared checkpoints"])
+def test_a_process_that_computes_its_share_stops_when_the_first_has_gone(
+    alone, tmp_path, monkeypatch, capfd, what, ends
+):
+    monkeypatch.setattr(roster, "EVERY_S", 0.2)
+    replay = [] if what == "training" else [f"replay.folder={alone}"]
+    share = ["replay.share=checkpoints"] if "shared" in what else []
+
+    def work(rank: int) -> None:
+        plan = make_plan(*TINY, "analysis=[]", *replay, *share)
+        plan.analyses.append(Endless(rank=1, other=0, ends=ends))
+        run(plan, tmp_path / "run")
+
+    assert as_torchrun_would(2, work) == [-signal.SIGKILL if ends is is_killed else 2, 2]
+    assert "process 1 of 2: process 0 of 2 (" in capfd.readouterr().out
+    assert (tmp_path / "run" / "computing").exists()
+
+
+def test_the_first_stops_in_its_share_of_checkpoints_when_another_has_gone(alone, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(roster, "EVERY_S", 0.2)
+
+    def work(rank: int) -> None:
+        plan = make_plan(*TINY, "analysis=[]", f"replay.folder={alone}", "replay.share=checkpoints")
+        plan.analyses.append(Endless(rank=0, other=1, ends=is_killed))
+        run(plan, tmp_path / "run")
+
+    assert as_torchrun_would(2, work) == [2, -signal.SIGKILL]
+    said = capfd.readouterr().out
+    assert "process 1 of 2 (" in said and "the run is saved" in said
+    assert read_status(tmp_path / "run")["state"] == "preempted"
+
+
+@dataclass(kw_only=True)
+class Waiting(Callback):
+    """The first epoch waits for a file in the run folder."""
+
+    name: str = "waiting"
+
+    def on_batch_end(self, context: Context) -> None:
+        (context.run_folder / "waits").touch()
+        wait_for(context.run_folder / "go_on")
+
+
+def test_a_second_start_is_refused_and_the_first_goes_on(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(roster, "PATIENCE_S", 0.2)
+    folder = tmp_path / "run"
+
+    def first(rank: int) -> None:
+        plan = make_plan(*TINY, "num_tasks=1", "epochs=1", "analysis=[]")
+        plan.analyses.append(Waiting())
+        run(plan, folder)
+
+    there = start(2, first)
+    wait_for(folder / "waits")
+    before = files_of(folder)
+    for world in (2, 3):
+        assert as_torchrun_would(world, lambda rank: run(make_plan(*TINY, "analysis=[]"), folder)) == [2] * world
+    said = capfd.readouterr().out
+    assert said.count(f"another process is working in {folder}; wait for it, stop it, or choose") == 5
+    assert files_of(folder) == before
+    assert {name for name in before if name.startswith(".processes")} == {".processes/rank_0", ".processes/rank_1"}
+    (folder / "go_on").touch()
+    assert exit_codes(there) == [0, 0]
+    assert read_status(folder)["state"] == "done"
+
+
+@dataclass(kw_only=True)
+class Remembering(Callback):
+    """Has a state that changes in the first process only, and from which each process computes its share."""
+
+    name: str = "remembering"
+    shared_events = ("on_epoch_end",)
+    seen: int = 0
+
+    def on_batch_end(self, context: Context) -> None:
+        self.seen += 1
+
+    def on_epoch_end(self, context: Context) -> None:
+        found = context.processes.sum(torch.tensor([self.seen]))
+        with open(context.run_folder / f"seen_{context.processes.rank}", "a") as file:
+            file.write(f"{self.seen} {found.item()}\n")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen = state["seen"]
+
+
+def test_all_compute_from_the_state_that_an_analysis_has_in_the_first(tmp_path):
+    def work(rank: int) -> None:
+        plan = make_plan(*TINY, "analysis=[]")
+        plan.analyses.append(Remembering())
+        run(plan, tmp_path / "run")
+
+    assert as_torchrun_would(2, work) == [0, 0]
+    first, second = ((tmp_path / "run" / f"seen_{rank}").read_text() for rank in (0, 1))
+    steps = [int(line.split()[0]) for line in first.splitlines()]
+    assert len(steps) == 4 and steps[0] > 0
+    assert first == second == "".join(f"{s} {2 * s}\n" for s in steps)
 
 
 def test_replicas_take_one_process(tmp_path):

@@ -2,7 +2,8 @@
 
 import errno
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from plastiscope.replicas import (
     views_of,
 )
 from plastiscope.run.checkpoint import Checkpoints
+from plastiscope.run.folder import in_use
 from plastiscope.run.forecast import Forecast
 from plastiscope.run.generators import seed_generators
 from plastiscope.run.processes import Processes, join_processes, leave_processes
@@ -72,12 +74,32 @@ def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
     if processes.world == 1:
         return _run(plan, folder, overrides or [], processes)
     folder = processes.agreed(folder)  # the time in its name is that of the first process
-    roster = Roster(folder / ".processes", processes.rank, processes.world)
     try:
-        _run(plan, folder, overrides or [], replace(processes, roster=roster))
+        with _enrolled(folder, processes) as together:
+            _run(plan, folder, overrides or [], together)
     finally:
-        roster.leave()
         leave_processes()
+
+
+@contextmanager
+def _enrolled(folder: Path, processes: Processes) -> Iterator[Processes]:
+    """Inside, several processes know of each other which of them are there.
+
+    Raises:
+        RunError: others work in the folder already.
+    """
+    roster = Roster(folder / ".processes", processes.rank, processes.world)
+    in_order = True
+    try:
+        if not processes.least(roster.is_ours):
+            raise in_use(folder)
+        in_order = False
+        roster.sign()
+        processes.barrier()  # from here on, a lock that is open is that of a process that has gone
+        yield replace(processes, roster=roster)
+        in_order = True
+    finally:
+        roster.leave(in_order)
 
 
 def _run(plan: Plan, folder: Path, overrides: list[str], processes: Processes) -> None:
@@ -424,7 +446,7 @@ def _follow(plan: Plan, folder: Path, processes: Processes) -> None:
         if loaded is not None:
             replay.load_state_dict(loaded[0])
         processes.barrier()  # it writes no checkpoint before all have read the last one
-        with products_in(Precision.float32):
+        with left_to_the_first(processes), products_in(Precision.float32):
             replay.follow()
     finally:
         torch.set_num_threads(threads_before)
@@ -434,7 +456,7 @@ def _follow_training(made: Made, folder: Path, processes: Processes) -> None:
     plan, samples = made.plan, SampleStore(folder / "samples")
     context = make_context(plan, made.shifts[0], made.learner, Snapshots(folder / "snapshots"), samples, folder)
     context.processes = processes
-    with left_to_the_first(), products_in(Precision.float32):
+    with left_to_the_first(processes), products_in(Precision.float32):
         follow(made.learner, context, plan.analyses)
 
 

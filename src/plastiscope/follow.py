@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from plastiscope.error import RunError
 from plastiscope.event import Callback, Context, undisturbed
 from plastiscope.learner.learner import Learner
-from plastiscope.run.signals import SIGNALS
+from plastiscope.run.processes import Processes
+from plastiscope.run.signals import SIGNALS, Preempted
 from plastiscope.run.snapshots import digest
 
 if TYPE_CHECKING:
@@ -60,19 +61,29 @@ def follow(learner: Learner, context: Context, callbacks: Sequence[Callback]) ->
 
 
 @contextmanager
-def left_to_the_first() -> Iterator[None]:
-    """Inside, signals are the first process's to answer: it saves the run, and we end when it has gone."""
+def left_to_the_first(processes: Processes) -> Iterator[None]:
+    """Inside, signals are the first process's to answer: it saves the run, and we end when it has gone.
+
+    Raises:
+        RunError: it, or another one, has gone without such a signal; also while we compute our part.
+        SystemExit: it has gone after one.
+    """
     received: list[int] = []
 
     def note(signum: int, _: Any) -> None:
+        if processes.missing:
+            raise Preempted(signum)
         received.append(signum)
 
     before = {signum: signal.signal(signum, note) for signum in SIGNALS}
     try:
-        yield
-    except RunError:
+        with processes.watched():
+            yield
+    except (RunError, Preempted) as stop:
         if received:
             raise SystemExit(128 + received[0]) from None
+        if isinstance(stop, Preempted):
+            raise processes.lost() from None
         raise
     finally:
         for signum, handler in before.items():

@@ -53,16 +53,9 @@ class Events:
     @contextmanager
     def looking(self) -> Iterator[None]:
         """Around evaluation and analyses: they change nothing, and a signal ends them at once."""
-        stop = self.journal.stop
         self._entry = {"callbacks": self.callback_states(), "generators": generator_states()}
-        with undisturbed(self.context.net):
-            stop.at_once = True
-            try:
-                if stop.received is not None:
-                    raise Preempted(stop.received)
-                yield
-            finally:
-                stop.at_once = False
+        with undisturbed(self.context.net), self.journal.stop.heard_at_once():
+            yield
         self._entry = None
 
     def take_back(self) -> None:

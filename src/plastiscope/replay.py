@@ -31,7 +31,7 @@ which per-sample scores are shared out.
 
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -43,6 +43,7 @@ from plastiscope.formats.checkpoints import CheckpointFolder, Layout, Wanted, fi
 from plastiscope.learner.learner import Learner
 from plastiscope.loop import Events, Loop, is_evaluated
 from plastiscope.run.journal import NOTHING
+from plastiscope.run.processes import Processes
 from plastiscope.run.snapshots import digest
 
 
@@ -331,15 +332,22 @@ class Replay(Events, Loop):
         together = replace(together, works_apart=True)
         before = self.callback_states()
         self.context.processes = replace(together, is_ahead=True)
+        try:
+            with self.journal.stop.heard_at_once() if together.is_first else nullcontext():
+                self._score_ahead(together)
+        finally:
+            self.context.processes, self.context.task, self._loaded = together, None, None
+            self.load_callbacks(before)
+        together.barrier()
+
+    def _score_ahead(self, together: Processes) -> None:
+        """This process's checkpoints, all of their work that is shared out."""
         ahead = self.walk[self.position :]
         for epochs_completed in sorted({stop.epochs_completed for stop in ahead})[together.rank :: together.world]:
             for stop in ahead:
                 if stop.epochs_completed == epochs_completed:
                     self._go_to(stop)
                     self._fire_shared(stop)
-        self.context.processes, self.context.task, self._loaded = together, None, None
-        self.load_callbacks(before)
-        together.barrier()
 
     def watched(self) -> list[Events]:
         """The walk itself."""

@@ -1,11 +1,10 @@
 """The run folder: whose it is, and who may write into it."""
 
-import fcntl
 import os
 from pathlib import Path
-from typing import IO
 
 from plastiscope.error import RunError
+from plastiscope.run.lock import is_held, take
 
 LOCK = ".lock"
 """The file that is held."""
@@ -19,19 +18,13 @@ class FolderLock:
 
         Raises:
             RunError: another process has it, or something that is not a run lies in it.
+            OSError: it cannot be made or written into.
         """
         if folder.exists() and not (folder / "run.json").exists() and not _is_unbegun(folder):
             raise RunError(f"{folder} holds files that are not a run's; choose another folder (hydra.run.dir=...)")
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file: IO[str] | None = open(folder / LOCK, "a")  # noqa: SIM115 (held until release)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            self._file = None
-            raise RunError(
-                f"another process is working in {folder}; wait for it, stop it, or choose another folder"
-            ) from None
+        self._file = take(folder / LOCK)
+        if self._file is None:
+            raise in_use(folder)
 
     def release(self) -> None:
         """Let go."""
@@ -40,12 +33,15 @@ class FolderLock:
             self._file = None
 
 
+def in_use(folder: Path) -> RunError:
+    """What to tell someone who wants to work in a folder in which another process works."""
+    return RunError(f"another process is working in {folder}; wait for it, stop it, or choose another folder")
+
+
 def is_locked(folder: Path) -> bool:
-    """Whether a process on this machine holds the folder."""
+    """Whether a process holds the folder; also true where that cannot be asked, in a folder of someone else's."""
     try:
-        with open(folder / LOCK) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return False
+        return is_held(folder / LOCK)
     except FileNotFoundError:
         return False
     except OSError:

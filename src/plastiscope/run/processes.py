@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plastiscope.error import RunError
-from plastiscope.run.roster import Roster
+from plastiscope.run.roster import Roster, news
 from plastiscope.run.storage import write_by
 
 if TYPE_CHECKING:
@@ -145,6 +145,10 @@ class Processes:
         """Inside, this process gets SIGUSR2 when one of the others has gone."""
         return self.roster.watched(signal.SIGUSR2) if self.roster else nullcontext()
 
+    def lost(self) -> RunError:
+        """What to raise when one of the others has gone."""
+        return RunError(news(self.rank, self.world, self.roster.ask() if self.roster else ""))
+
     def _broadcast(self, box: list[Any]) -> Any:
         import torch.distributed
 
@@ -162,11 +166,7 @@ class Processes:
         try:
             yield
         except RuntimeError:
-            gone = (self.roster.ask() if self.roster else "") or "another process"
-            raise RunError(
-                f"process {self.rank} of {self.world}: {gone} has stopped, and its own message says why (none "
-                "if it was killed). What is finished is kept: start the same command again"
-            ) from None
+            raise self.lost() from None
 
 
 def join_processes(environment: Mapping[str, str] = os.environ) -> Processes:

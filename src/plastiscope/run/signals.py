@@ -2,6 +2,8 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -40,6 +42,17 @@ class StopRequest:
         if self.at_once:
             self.at_once = False
             raise Preempted(signum)
+
+    @contextmanager
+    def heard_at_once(self) -> Iterator[None]:
+        """Inside, where nothing is changed, a signal raises Preempted where it comes; one that came before, at once."""
+        self.at_once = True
+        try:
+            if self.received is not None:
+                raise Preempted(self.received)
+            yield
+        finally:
+            self.at_once = False
 
     def pass_on(self) -> None:
         """Hand the signal to whoever handled it before, such as a launcher that requeues the job.
