@@ -181,6 +181,7 @@ def test_curves_of_many_points_are_thin():
     (axes,) = seed_curves([few, many], CurveLabels("x", "y")).axes
     first, second = axes.get_lines()
     assert first.get_linewidth() > 1 > second.get_linewidth()
+    assert (first.get_marker(), second.get_marker()) == ("o", "None")
 
 
 def test_the_bootstrap_band_is_the_bands_own():

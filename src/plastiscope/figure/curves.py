@@ -22,7 +22,8 @@ MARKERS = "os^DvPX"
 WIDEST, THINNEST = 2.6, 1.4
 """Lines: the first curve is the widest, so that it is seen under another one."""
 DENSE, HAIR = 500, 0.7
-"""Points of a curve from which on its line is thin: thick ones that jump hide each other."""
+"""Points of a curve from which on its line is thin and unmarked: thick ones that jump hide each other, and marks at
+every so many points would fall on the same epoch of each task."""
 MOST_GROUPS = len(COLOURS) * len(LINES)
 MOST_MARKED = 20
 """Points of a curve that are marked."""
@@ -115,7 +116,9 @@ def seed_curves(curves: Sequence[Curve], labels: CurveLabels, marks: Sequence[Ma
     if title:
         axes.set_title(title, fontsize=9, color="#404040")
     plain_frame(axes)
-    figure.legend(loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
+    legend = figure.legend(loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
+    for line in legend.get_lines():
+        line.set_linewidth(max(line.get_linewidth(), 1.2))
     return figure
 
 
@@ -138,7 +141,7 @@ def _draw(axes: "Axes", curve: Curve, name: str, i: int, width: float, interval:
         "color": colour,
         "linestyle": line,
         "linewidth": width,
-        "marker": MARKERS[i % len(MARKERS)],
+        "marker": MARKERS[i % len(MARKERS)] if len(curve.x) < DENSE else None,
     }
     every = max(1, -(-len(curve.x) // MOST_MARKED))
     axes.plot(curve.x, band.mean, **style, markersize=2.5 + width, markevery=(i % every, every), label=name)
@@ -155,7 +158,7 @@ def _number_axis(axes: "Axes", x: Array) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     if (x == np.round(x)).all():
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if x.max() >= LARGE:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
