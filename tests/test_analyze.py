@@ -360,7 +360,7 @@ def test_two_processes_write_the_bytes_of_one(trained, alone, tmp_path, share):
 def test_three_share_the_checkpoints_one_is_killed_and_one_alone_goes_on(trained, alone, tmp_path, monkeypatch):
     codes = in_processes(3, trained, tmp_path / "out", *ASKED, "replay.share=checkpoints", killed=1)
     assert codes == [2, -9, 2]
-    assert read_status(tmp_path / "out")["state"] == "failed"
+    assert read_status(tmp_path / "out")["state"] in ("failed", "preempted")  # it waited, or was told in the middle
     left = set((tmp_path / "out" / "parts").rglob("part_*.npz"))
     assert left
     written: list[Path] = []

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from plastiscope.advice import known_analyses, launchers, nearest, no_option, not_selected, selected
-from plastiscope.error import ConfigError, PlastiscopeError, RunError
+from plastiscope.error import ConfigError, PlastiscopeError, RunError, of_the_disk
 
 T = TypeVar("T")
 
@@ -180,6 +180,11 @@ def _exit_on_error(command: Callable[[], None]) -> None:
     except BrokenPipeError:  # whoever read our output has gone, as in `plastiscope --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
+    except OSError as error:
+        told = of_the_disk(error)
+        if told is None or os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        _exit(told)
 
 
 def _exit(error: PlastiscopeError) -> NoReturn:

@@ -40,6 +40,7 @@ class Desk:
         self.journals: list[Journal] = []
         self._locks: list[FolderLock] = []
         self._heartbeat: Heartbeat | None = None
+        self._has_failed = False
 
     def open(
         self,
@@ -101,29 +102,32 @@ class Desk:
         """Say in the folders why it failed, if it had begun."""
         if not self._locks:
             return
-        with contextlib.suppress(OSError):  # on a full disk the error itself must still reach the user
-            record_failure(self.folder, error)
-            for journal in self.journals:
-                if journal.folder != self.folder and not journal.has_failed:
-                    record_failure(journal.folder, error)
+        self._has_failed = True
+        record_failure(self.folder, error)
+        for journal in self.journals:
+            if journal.folder != self.folder and not journal.has_failed:
+                record_failure(journal.folder, error)
 
     def close(self) -> None:
-        """Close what is open, and let go of the folders."""
-        done = read_status(self.folder).get("state") == State.done.value
-        for journal in self.journals:
-            journal.close(0 if done and not journal.has_failed else 1)
-        if self.journals:
-            self.keeper.close()
-        if self._heartbeat is not None:
-            self._heartbeat.stop()
-        for lock in self._locks:
-            lock.release()
+        """Close what is open, and let go of the folders; of a run that failed, a disk's further errors are not told."""
+        done = not self._has_failed and read_status(self.folder).get("state") == State.done.value
+        with contextlib.suppress(*[OSError] if self._has_failed else []), contextlib.ExitStack() as last:
+            for lock in self._locks:
+                last.callback(lock.release)
+            if self._heartbeat is not None:
+                last.callback(self._heartbeat.stop)
+            if self.journals:
+                last.callback(self.keeper.close)
+            for journal in self.journals:
+                last.callback(journal.close, 0 if done and not journal.has_failed else 1)
 
 
 def record_failure(folder: Path, error: Exception) -> None:
-    """Status and traceback of a run that failed."""
-    (folder / "traceback.txt").write_text("".join(traceback.format_exception(error)))
-    write_status(folder, State.failed, error=str(error) or type(error).__name__)
+    """Status and traceback of a run that failed, as far as the disk takes them: the error itself is to reach people."""
+    with contextlib.suppress(OSError):
+        write_status(folder, State.failed, error=str(error) or type(error).__name__)
+    with contextlib.suppress(OSError):
+        (folder / "traceback.txt").write_text("".join(traceback.format_exception(error)))
 
 
 def _draw(folder: Path) -> None:

@@ -1,9 +1,8 @@
 """One run, from its plan to its finished folder: seed, build, resume, train or replay, status, clean-up."""
 
-import errno
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from plastiscope.branch import Branch, open_branches
 from plastiscope.build import Plan, as_known_to, build, plain, read_config
 from plastiscope.data.samples import DataSet
 from plastiscope.desk import Desk, record_failure
-from plastiscope.error import ConfigError, RunError
+from plastiscope.error import ConfigError, RunError, of_the_disk
 from plastiscope.event import Context
 from plastiscope.follow import follow, left_to_the_first
 from plastiscope.formats.checkpoints import fit
@@ -206,12 +205,11 @@ def _run_first(
             raise lost from None
         raise SystemExit(128 + stop.signum) from None
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            desk.fail(error)
+        told = of_the_disk(error, folder)
+        desk.fail(told or error)
+        if told is None:
             raise
-        full = RunError(f"no space left on the device that holds {folder}; make room and start the same command again")
-        desk.fail(full)
-        raise full from None
+        raise told from error
     except Exception as error:
         desk.fail(error)
         raise
@@ -502,7 +500,8 @@ def _is_small(net: nn.Module) -> bool:
 
 
 def note_failure(folder: Path, error: Exception) -> None:
-    """Leave the reason in a job's folder when a job of a sweep failed before its run began."""
-    if not (folder / "status.json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        record_failure(folder, error)
+    """Leave the reason in a job's folder, if it can be, when a job of a sweep failed before its run began."""
+    with suppress(OSError):
+        if not (folder / "status.json").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            record_failure(folder, error)

@@ -1,6 +1,7 @@
 """The journal of one run: what the loop writes into its folder goes through it; checkpoints are the keeper's."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,11 +111,11 @@ class Journal:
         if not self.is_open:
             return
         self.is_open = False
-        self.metrics.close()
-        self.timings.close()
-        self.samples.close()
-        if self.wandb is not None:
-            self.wandb.close(exit_code)
+        with ExitStack() as last:  # all of them, also when a full disk does not take the end of one
+            if self.wandb is not None:
+                last.callback(self.wandb.close, exit_code)
+            for file in (self.samples, self.timings, self.metrics):
+                last.callback(file.close)
 
 
 def headline(row: Row) -> Row:

@@ -243,10 +243,12 @@ class SampleBlock:
 
     def close(self) -> None:
         """Mark what is written and close the files."""
-        self.sync()
-        for opened in self._open.values():
-            opened.file.close()
-        self._open = {}
+        try:
+            self.sync()
+        finally:
+            for opened in self._open.values():
+                opened.file.close()
+            self._open = {}
 
     def cut_back(self, epochs_completed: int) -> None:
         """Forget the rows after so many epochs, and what a kill left unfinished: a resumed run writes them anew."""

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a temporary file beside `path`, flush it to the disk, rename it; OSError leaves the old file."""
+    """Write a temporary file beside `path`, flush it to the disk, rename it; an OSError names it, the old one stays."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -19,6 +19,9 @@ def write_atomic(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
