@@ -1,5 +1,6 @@
 """An installation that is not editable, in an environment of its own, runs the command with its own configs."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -31,10 +32,11 @@ def test_wheel_runs_in_a_fresh_environment(tmp_path):
     # editable installation stays out of it
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     where = [fresh / "bin" / "python", "-c", "import plastiscope.configs as c, sys; print(c.__file__)"]
-    found = subprocess.run(where, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # which names the checkout
+    found = subprocess.run(where, cwd=tmp_path, env=plain, capture_output=True, text=True, check=True).stdout
     assert str(packages) in found
     command = [fresh / "bin" / "plastiscope", "num_tasks=1", "epochs=1", "use_wandb=false", "hydra.run.dir=run"]
     command += ["lla.profile=smoke", "lla.planes.grid_resolution=3"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, env=plain, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "metrics.jsonl").exists()

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from submitit.core.utils import FailedJobError, UncompletedJobError
 from submitit.slurm.slurm import SlurmJob
 
+import plastiscope
 from plans import make_plan
 from plastiscope.experiment import run
 from plastiscope.launch import Turns, do_without_accounting, mishap
@@ -25,12 +26,16 @@ SMALL = (
 )
 
 
-def sweep(folder: Path, *overrides: str, checkout: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `plastiscope -m` in `folder`, with the test modules importable by its jobs, and the code of `checkout`."""
-    command = [str(Path(sys.executable).with_name("plastiscope")), "-m", *SMALL, *overrides]
+def environment(checkout: Path | None = None) -> dict[str, str]:
+    """Ours, with the test modules importable by jobs, and the code of `checkout` before that under test."""
     places = [str(place) for place in (checkout, Path(__file__).parent) if place is not None]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([*places, os.environ["PYTHONPATH"]])}
+
+
+def sweep(folder: Path, *overrides: str, checkout: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `plastiscope -m` in `folder`, in that environment."""
+    command = [str(Path(sys.executable).with_name("plastiscope")), "-m", *SMALL, *overrides]
+    return subprocess.run(command, cwd=folder, env=environment(checkout), capture_output=True, text=True)
 
 
 def jobs(folder: Path) -> list[Path]:
@@ -59,6 +64,16 @@ def test_requeued_job_equals_one_that_was_never_stopped(tmp_path):
     assert read_status(job)["state"] == "done"
     run(make_plan(*SMALL, "learner.lr=0.02"), tmp_path / "whole")
     assert (job / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("checkout", [None, "other"])
+def test_jobs_run_the_code_under_test(tmp_path, checkout):
+    """Not one that is installed; or the code of the checkout that is asked for."""
+    asked = None if checkout is None else freeze(tmp_path / checkout)
+    where = [sys.executable, "-c", "import plastiscope; print(plastiscope.__file__)"]
+    found = subprocess.run(where, cwd=tmp_path, env=environment(asked), capture_output=True, text=True, check=True)
+    wanted = Path(plastiscope.__file__) if asked is None else asked / "plastiscope" / "__init__.py"
+    assert found.stdout == f"{wanted}\n"
 
 
 def test_only_so_many_jobs_work_at_once(tmp_path):
@@ -121,10 +136,8 @@ def test_errors_of_another_kind_stay_as_they_are():
 
 def test_slurm_that_is_not_there(tmp_path):
     program = str(Path(sys.executable).with_name("plastiscope"))
-    environment = {**os.environ, "PATH": str(tmp_path)}
-    asked = subprocess.run(
-        [program, "launcher=slurm", *SMALL], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    there = {**os.environ, "PATH": str(tmp_path)}
+    asked = subprocess.run([program, "launcher=slurm", *SMALL], cwd=tmp_path, env=there, capture_output=True, text=True)
     assert asked.returncode == 2
     assert asked.stderr == (
         "plastiscope: launcher=slurm: there is no SLURM here; submit from a machine of the cluster, or take "
@@ -144,9 +157,9 @@ def test_sweep_that_slurm_does_not_take_leaves_no_configs_behind(tmp_path, accou
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     program = str(Path(sys.executable).with_name("plastiscope"))
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    there = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     command = [program, "launcher=slurm", "seed=0,1", "hydra.launcher.partition=nope", *SMALL]
-    asked = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    asked = subprocess.run(command, cwd=tmp_path, env=there, capture_output=True, text=True)
     assert asked.returncode == 2
     assert "SLURM did not take the sweep (invalid partition specified: nope" in asked.stderr
     assert asked.stderr.count("keeps no accounts") == (accounts == "none")

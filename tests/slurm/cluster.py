@@ -90,7 +90,7 @@ class Cluster:
             "SLURM_CONF": str(folder / "slurm.conf"),
             "PATH": _path(),
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(Path(__file__).parent),  # so that jobs know the modules of these tests
+            "PYTHONPATH": f"{Path(__file__).parent}:{os.environ['PYTHONPATH']}",  # jobs know the modules of these tests
         }
 
     def start(self) -> None:
