@@ -70,6 +70,8 @@ def open_branches(plan: Plan, folder: Path, stored: dict[str, Any] | None) -> li
         RunError: as in `open_branch`.
         ConfigError: no task is left; or the runs would begin with different ones.
     """
+    if plan.settings.init_from is None:
+        return []  # before a plan is made for each of so many: whether they fit is asked later
     if plan.settings.replicas == 1:
         branch = open_branch(plan, folder, stored)
         return [] if branch is None else [branch]
