@@ -3,15 +3,18 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from forks import killed_at
 from plans import make_plan
 from plastiscope.analyze import analyze
 from plastiscope.error import ConfigError, PlastiscopeError, RunError
 from plastiscope.experiment import resume, run
 from plastiscope.run.snapshots import Snapshots
+from plastiscope.run.status import read_status
 from plastiscope.run.storage import read_json
 from run.interruption import Interruption
 
@@ -26,10 +29,21 @@ CBP = (
     "learner.maturity_threshold=2",
     "learner.replacement_rate=0.1",
 )
+CLOCKS = {"run.json", "status.json", "timings.jsonl", "summary.json", ".lock"}
+"""Files that differ between equal runs, beside checkpoints."""
 
 
 def rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a run or a group that must be equal in equal ones."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in CLOCKS and path.parent.name != "checkpoint"
+    }
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +92,46 @@ def test_a_branch_that_is_interrupted_needs_the_other_run_no_more(parent, tmp_pa
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     resume(tmp_path / "whole", ["num_tasks=5"])
     assert rows(tmp_path / "whole")[-1]["task_idx"] == 4
+
+
+KILLED = {
+    "next": (*SMALL, "init_from_task=1", "num_tasks=3"),
+    "first": (*SMALL, "init_from_start=first", "num_tasks=1", "epochs=1"),
+    "next, a group": (*SMALL, "init_from_task=1", "num_tasks=3", "replicas=2"),
+}
+
+
+@pytest.mark.parametrize("kind", KILLED)
+def test_a_branch_killed_before_its_first_checkpoint_loses_no_weights(request, tmp_path, kind):
+    """Killed as it saves its first weights, one after the other; once it has begun, the other run may be gone."""
+    several = "replicas=2" in KILLED[kind]
+    origin = shutil.copytree(request.getfixturevalue("group" if several else "parent"), tmp_path / "origin")
+    plan = make_plan(*KILLED[kind], *CBP, "analysis=[tracking]", f"init_from={origin}")
+    run(plan, tmp_path / "whole")
+    folder = tmp_path / "killed"
+    own = Path("seed_0001" if several else "", "snapshots")
+    *begun, end = [folder / own / f".{path.name}" for path in sorted((tmp_path / "whole" / own).iterdir())]
+    for path in begun:
+        assert killed_at(2, path, lambda: run(plan, folder))
+    assert killed_at(1, end, lambda: run(plan, folder))
+    shutil.rmtree(origin)
+    assert killed_at(2, folder / "checkpoint" / ".a.json", lambda: run(plan, folder))
+    run(plan, folder)
+    assert contents(folder) == contents(tmp_path / "whole")
+    assert list(folder.rglob("*.tmp")) == []
+
+
+def test_a_branch_killed_as_it_began_takes_the_other_runs_weights_only_if_they_are_the_same(parent, tmp_path):
+    origin = shutil.copytree(parent, tmp_path / "origin")
+    plan = make_plan(*KILLED["next"], "analysis=[]", f"init_from={origin}")
+    assert killed_at(1, tmp_path / "branch" / "snapshots" / ".epoch_000004.pt", lambda: run(plan, tmp_path / "branch"))
+    theirs = Snapshots(origin / "snapshots")
+    shutil.copy(theirs.path(6), theirs.path(4))
+    with pytest.raises(RunError, match=r"origin/snapshots/epoch_000004.pt does not hold the weights that this run beg"):
+        run(plan, tmp_path / "branch")
+    shutil.copy(Snapshots(parent / "snapshots").path(4), theirs.path(4))
+    run(plan, tmp_path / "branch")
+    assert read_status(tmp_path / "branch")["state"] == "done"
 
 
 def test_the_newest_task_end_and_other_tasks_from_the_first_one_on(parent, tmp_path):

@@ -187,7 +187,7 @@ def _run_first(
             loop = _trainer(made, processes, desk, branches[0].first_task if branches else 0)
         else:
             loop = _replay(made, source, processes, folder, desk)
-        _resume(made, loop, desk)
+        _resume(made, loop, desk, branches)
         for branch, journal in zip(branches, desk.journals, strict=bool(branches)):
             if branch.initial is not None:
                 journal.snapshot(0, branch.initial)
@@ -458,9 +458,9 @@ def _follow_training(made: Made, folder: Path, processes: Processes) -> None:
         follow(made.learner, context, plan.analyses)
 
 
-def _resume(made: Made, loop: Loop, desk: Desk) -> None:
+def _resume(made: Made, loop: Loop, desk: Desk, branches: Sequence[Branch]) -> None:
     """Take up the newest checkpoint, if there is one; open progress and mirror."""
-    loaded = desk.keeper.load()
+    loaded = desk.keeper.load(branches[0].first_task * made.plan.settings.epochs if branches else -1)
     if loaded is not None:
         state, warning = loaded
         loop.take_up(state)

@@ -42,7 +42,7 @@ class Events:
         return numbers
 
     def begin_run(self) -> None:
-        """Fire on_run_begin; its numbers get a row of their own, which ends no task: task -1 of a run from its start."""
+        """Fire on_run_begin; its numbers get a row of their own, which ends no task: task -1 at a run's start."""
         with self.looking():
             numbers = self.fire("on_run_begin")
         if numbers:

@@ -147,6 +147,15 @@ def test_sigkill_at_random_points(uninterrupted, tmp_path):
     assert [name for name in whole if run_files[name] != whole[name]] == []
 
 
+def test_killed_between_the_two_files_of_the_first_checkpoint(uninterrupted, tmp_path):
+    """Nothing vouches for it yet, and there is none before it: the run begins again."""
+    folder = tmp_path / "run"
+    assert killed_at(2, folder / "checkpoint" / ".a.json", lambda: run(make_plan(*SMALL), folder))
+    run(make_plan(*SMALL), folder)
+    assert_equal_runs(uninterrupted, folder)
+    assert sorted(path.name for path in (folder / "checkpoint").iterdir()) == ["a.json", "a.pt", "b.json", "b.pt"]
+
+
 def test_truncated_checkpoint_falls_back(uninterrupted, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from plastiscope.error import RunError
-from plastiscope.run.storage import read_json, write_by, write_json
+from plastiscope.run.storage import read_json, remove_unfinished, write_by, write_json
 
 _SLOTS = ("a", "b")
 
@@ -32,6 +32,7 @@ class Checkpoints:
             about: plain values that are readable without loading the state, such as the position and log sizes.
         """
         self.folder.mkdir(exist_ok=True)
+        remove_unfinished(self.folder)
         counters = {slot: self._about(slot).get("counter", -1) for slot in _SLOTS}
         slot = min(_SLOTS, key=lambda s: counters[s])
         content = write_by(self.folder / f"{slot}.pt", lambda file: torch.save(state, file))
@@ -46,7 +47,7 @@ class Checkpoints:
         Raises:
             RunError: there are checkpoint files, but none is whole.
         """
-        if not any((self.folder / f"{slot}.pt").exists() for slot in _SLOTS):
+        if not any((self.folder / f"{slot}.pt").exists() for slot in _SLOTS) or self._is_begun():
             return None
         damaged: list[Path] = []
         for slot in sorted(_SLOTS, key=lambda s: -self._about(s).get("counter", -1)):
@@ -62,6 +63,10 @@ class Checkpoints:
             f"no checkpoint in {self.folder} is whole (the files were cut short or changed); "
             "the run cannot be resumed: delete its folder to start again, its logs and snapshots can still be read"
         )
+
+    def _is_begun(self) -> bool:
+        """Whether a kill came between the two files of the very first checkpoint."""
+        return [path.name for path in self.folder.glob("[ab].*")] == [f"{_SLOTS[0]}.pt"]
 
     def _about(self, slot: str) -> dict[str, Any]:
         return read_json(self.folder / f"{slot}.json") or {}

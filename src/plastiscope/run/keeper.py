@@ -35,10 +35,14 @@ class Keeper:
         self._last = time.monotonic()
         self.progress: Progress | None = None
 
-    def load(self) -> tuple[dict[str, Any], str] | None:
+    def load(self, begun_after: int = -1) -> tuple[dict[str, Any], str] | None:
         """State of the newest whole checkpoint and a warning; logs and snapshots are cut back to it.
 
         None when there is none: then the logs are emptied, and snapshots deleted.
+
+        Args:
+            begun_after: epochs completed by the weights that a branch begins with. Snapshots up to these came from
+                another run, which may be gone, so they stay.
 
         Raises:
             RunError: it was written under other settings than those of this folder's config.
@@ -46,7 +50,7 @@ class Keeper:
         loaded = self._checkpoints.load()
         if loaded is None:
             for journal in self.journals:
-                journal.cut_back(NOTHING)
+                journal.cut_back({**NOTHING, "epochs_completed": begun_after})
             return None
         state, about, warning = loaded
         if about["config_hash"] != self._config_hash:

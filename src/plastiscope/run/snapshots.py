@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from plastiscope.error import RunError
-from plastiscope.run.storage import write_by
+from plastiscope.run.storage import remove_unfinished, write_by
 
 
 class SavedWeights(Protocol):
@@ -65,7 +65,8 @@ class Snapshots:
         self.path(epochs_completed).unlink(missing_ok=True)
 
     def cut_back(self, epochs_completed: int) -> None:
-        """Delete what is newer: a resumed run writes it anew."""
+        """Delete what is newer, and what a kill left unfinished: a resumed run writes it anew."""
+        remove_unfinished(self.folder)
         for epochs in self.epochs():
             if epochs > epochs_completed:
                 self.remove(epochs)

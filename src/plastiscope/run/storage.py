@@ -26,6 +26,12 @@ def write_atomic(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Delete what writers in `folder` left unfinished as they were killed; for the only one that writes there now."""
+    for left in folder.glob(".*.tmp"):
+        left.unlink(missing_ok=True)
+
+
 def write_by(path: Path, save: Callable[[IO[bytes]], Any]) -> bytes:
     """Write atomically what `save(file)` writes, such as `lambda file: torch.save(state, file)`; returns the bytes."""
     buffer = io.BytesIO()
