@@ -25,7 +25,8 @@ from plastiscope import app
 from plastiscope.analyze import analyze
 from plastiscope.build import build
 from plastiscope.error import PlastiscopeError, RunError
-from plastiscope.experiment import load_tasks, make_context, make_learner, run
+from plastiscope.experiment import run
+from plastiscope.make import load_tasks, make_context, make_learner
 from plastiscope.replay import Replay, Share, goes_on
 from plastiscope.run import processes as sharing
 from plastiscope.run.log import read_rows

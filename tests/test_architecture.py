@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "plastiscope"
 LAYERS = [
     {"app", "samples", "launch", "sweep"},
     {"table", "collect"},
-    {"experiment", "analyze", "build", "load", "identity", "settings", "source", "replicas", "desk", "__init__"}
+    {"experiment", "make", "analyze", "build", "load", "identity", "settings", "source", "replicas", "desk", "__init__"}
     | {"branch", "rehearsal"},
     {"trainer", "trained_run", "listening", "replay", "loop", "follow", "analysis"},
     {"learner"},

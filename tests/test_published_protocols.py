@@ -7,8 +7,8 @@ import torch
 from plans import make_plan
 from plastiscope.data.augmentation import make_augmentation
 from plastiscope.data.partition import validation_mask
-from plastiscope.experiment import make_net
 from plastiscope.learner.trainee import Trainee
+from plastiscope.make import make_net
 from plastiscope.net.describe import describe
 
 

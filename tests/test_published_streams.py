@@ -6,7 +6,7 @@ import torch
 
 from plans import make_plan
 from plastiscope.data.bit_flipping import BitFlipping, ThresholdForm
-from plastiscope.experiment import load_tasks, make_net
+from plastiscope.make import load_tasks, make_net
 from plastiscope.task_shift_mode.bit_flipping import BitFlippingShift, Flip
 
 

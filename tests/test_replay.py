@@ -17,8 +17,9 @@ from plans import make_plan
 from plastiscope.build import Plan
 from plastiscope.error import ConfigError, RunError
 from plastiscope.event import Callback, Context
-from plastiscope.experiment import load_tasks, make_net, run
+from plastiscope.experiment import run
 from plastiscope.formats.checkpoints import find_checkpoints
+from plastiscope.make import load_tasks, make_net
 from plastiscope.replay import Stop, own_task, stops
 from plastiscope.run.log import read_rows
 from plastiscope.run.status import read_status

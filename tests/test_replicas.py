@@ -15,9 +15,10 @@ from plastiscope.analyze import analyze
 from plastiscope.data.samples import Batch, side_by_side
 from plastiscope.error import ConfigError, RunError
 from plastiscope.event import Callback, Context
-from plastiscope.experiment import load_tasks, make_net, resume, run
+from plastiscope.experiment import resume, run
 from plastiscope.learner.learner import Learner
 from plastiscope.load import load_run
+from plastiscope.make import load_tasks, make_net
 from plastiscope.replicas import memory_of_a_run
 from plastiscope.run.status import read_status
 from plastiscope.task_shift_mode import task as tasks_module

@@ -12,7 +12,8 @@ from plastiscope import trainer
 from plastiscope.data.augmentation import CropFlipRotate, augment
 from plastiscope.error import RunError
 from plastiscope.event import Callback
-from plastiscope.experiment import load_tasks, make_net, run
+from plastiscope.experiment import run
+from plastiscope.make import load_tasks, make_net
 from plastiscope.run.checkpoint import Checkpoints
 from plastiscope.run.log import read_rows
 from plastiscope.trainer import epoch_order

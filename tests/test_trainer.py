@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from plans import make_plan
-from plastiscope import experiment
 from plastiscope.error import ConfigError, RunError
 from plastiscope.event import Callback, Context
-from plastiscope.experiment import load_tasks, make_net, run
+from plastiscope.experiment import run
+from plastiscope.make import load_tasks, make_net
 from plastiscope.run.log import read_rows
 from plastiscope.trainer import epoch_order
 
@@ -221,7 +221,7 @@ def test_load_run(tmp_path):
     stored, net = weights(tmp_path / "run", 6), loaded.net(task=1)
     assert all(torch.equal(value, stored[name]) for name, value in net.state_dict().items())
     assert not net.training
-    initial = experiment.make_net(make_plan(*TINY), (1, 8, 8), 10).state_dict()
+    initial = make_net(make_plan(*TINY), (1, 8, 8), 10).state_dict()
     assert all(torch.equal(value, initial[name]) for name, value in loaded.net(epochs_completed=0).state_dict().items())
     task = loaded.task(1)
     assert len(task.classes) == 4

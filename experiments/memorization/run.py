@@ -19,8 +19,8 @@ import torch
 from experiments.noisy_labels.run import EPOCHS, PROTOCOL, SCORES, columns
 from experiments.noisy_labels.run import train as train_scored
 from plastiscope.build import Plan, compose_plan
-from plastiscope.experiment import load_tasks, make_learner
 from plastiscope.figure.style import BLUE, ORANGE, new_figure, plain_frame, save
+from plastiscope.make import load_tasks, make_learner
 from plastiscope.measure.comparison import auroc, cosine, pearson, spearman
 from plastiscope.measure.memorization import draw_subset, memorization, subset_random
 from plastiscope.task_shift_mode.task import evaluate

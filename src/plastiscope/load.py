@@ -10,8 +10,8 @@ from torch import nn
 from plastiscope.build import Plan, build, read_config
 from plastiscope.data.samples import DataSet
 from plastiscope.error import RunError
-from plastiscope.experiment import choose_device, load_tasks, make_net
 from plastiscope.formats.checkpoints import fit
+from plastiscope.make import choose_device, load_tasks, make_net
 from plastiscope.net.describe import describe
 from plastiscope.run.log import read_rows
 from plastiscope.run.sample_store import SampleStore

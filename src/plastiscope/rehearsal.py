@@ -25,9 +25,9 @@ from plastiscope.branch import open_branches
 from plastiscope.build import Plan
 from plastiscope.data.samples import Batch, side_by_side
 from plastiscope.event import Callback, Context, EpochRecord, listeners, undisturbed
-from plastiscope.experiment import choose_device, make_all, make_context, set_threads, training_forward
 from plastiscope.learner.training_forward import products_in
 from plastiscope.loop import is_evaluated
+from plastiscope.make import choose_device, make_all, make_context, set_threads, training_forward
 from plastiscope.replicas import Made
 from plastiscope.run.checkpoint import Checkpoints
 from plastiscope.run.forecast import Cost, Forecast

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from plans import make_plan
-from plastiscope import experiment
+from plastiscope import make
 from plastiscope.event import Callback, Context
-from plastiscope.experiment import load_tasks, make_learner
+from plastiscope.make import load_tasks, make_learner
 from plastiscope.run.generators import generator_states
 from plastiscope.run.sample_store import SampleStore
 from plastiscope.run.snapshots import Snapshots
@@ -29,7 +29,7 @@ def make_context(folder: Path, *overrides: str, net: tuple[str, ...] = MLP, task
     learner = make_learner(plan, shift, data, torch.device("cpu"))
     learner.net.eval()
     snapshots, samples = Snapshots(folder / "snapshots"), SampleStore(folder / "samples")
-    context = experiment.make_context(plan, shift, learner, snapshots, samples, folder)
+    context = make.make_context(plan, shift, learner, snapshots, samples, folder)
     for k in range(task + 1):
         context.snapshots.save(k * context.epochs, learner.net.state_dict())
     move_to(context, task)

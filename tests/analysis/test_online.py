@@ -8,7 +8,8 @@ import torch
 
 from plans import make_plan
 from plastiscope.error import ConfigError
-from plastiscope.experiment import load_tasks, make_net, run
+from plastiscope.experiment import run
+from plastiscope.make import load_tasks, make_net
 from plastiscope.measure.evaluation import score
 from plastiscope.run.log import read_rows
 from plastiscope.trainer import presentation_order

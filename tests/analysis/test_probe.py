@@ -12,9 +12,10 @@ from plans import make_plan
 from plastiscope.analysis.held_out import HeldOutKind, held_out
 from plastiscope.analyze import analyze
 from plastiscope.error import ConfigError
-from plastiscope.experiment import make_net, run
+from plastiscope.experiment import run
 from plastiscope.learner.continual_backprop import ContinualBackpropLearner
 from plastiscope.learner.learner import Learner
+from plastiscope.make import make_net
 from plastiscope.measure.loss import Loss
 from plastiscope.net.net import fresh_net
 from plastiscope.run.log import read_rows

@@ -12,8 +12,9 @@ from analysis_context import make_context
 from plans import make_plan
 from plastiscope.analysis.tracking import Tracking, targets_of
 from plastiscope.error import ConfigError, RunError
-from plastiscope.experiment import load_tasks, run
+from plastiscope.experiment import run
 from plastiscope.learner.learner import Learner
+from plastiscope.make import load_tasks
 from plastiscope.measure.presentation import order_change
 from plastiscope.run.log import read_rows
 from plastiscope.run.presentation_log import presented_tasks, write_order

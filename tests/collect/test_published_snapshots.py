@@ -8,7 +8,8 @@ import torch
 
 from plans import make_plan
 from plastiscope import app
-from plastiscope.experiment import load_tasks, make_net, run
+from plastiscope.experiment import run
+from plastiscope.make import load_tasks, make_net
 
 TASKS, INDICES = 3, (0, 3)
 ARMS = {"base_deep_learning_system": "incremental_cifar", "retrained_network": "incremental_cifar/retrained"}

@@ -11,9 +11,10 @@ from plans import make_plan
 from plastiscope.data.arrays import Arrays
 from plastiscope.data.order import LossWeighting, Order, WeightedBy, score_order
 from plastiscope.error import ConfigError, DataError
-from plastiscope.experiment import load_tasks, make_net, run
+from plastiscope.experiment import run
 from plastiscope.formats.memorization import read_memorization
 from plastiscope.learner.learner import Learner
+from plastiscope.make import load_tasks, make_net
 from plastiscope.run.log import read_rows
 from plastiscope.trainer import epoch_order
 

@@ -7,7 +7,8 @@ from experiments.class_incremental_csl import run as class_incremental_csl
 from experiments.memorization import run as memorization
 from experiments.noisy_labels import run as noisy_labels
 from plastiscope.build import compose_plan
-from plastiscope.experiment import choose_device, load_tasks, run
+from plastiscope.experiment import run
+from plastiscope.make import choose_device, load_tasks
 from plastiscope.measure.comparison import auroc, pearson
 
 

@@ -11,9 +11,10 @@ import torch
 
 from plans import make_plan
 from plastiscope.error import DataError, RunError
-from plastiscope.experiment import load_tasks, run
+from plastiscope.experiment import run
 from plastiscope.formats import tracking_csv
 from plastiscope.formats.tracking_csv import COLUMNS, export_tracking, read_epoch_orders, read_tracking_csv
+from plastiscope.make import load_tasks
 from plastiscope.run.presentation_log import finish, write_order
 
 SMALL = ("num_tasks=2", "epochs=2", "batch_size=16", "threads=1", "data.samples_per_class=12", "analysis=[tracking]")

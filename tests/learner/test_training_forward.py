@@ -7,9 +7,10 @@ from torch import nn
 
 from plans import make_plan
 from plastiscope.error import ConfigError
-from plastiscope.experiment import load_tasks, make_net, run
+from plastiscope.experiment import run
 from plastiscope.learner.backprop import Backprop
 from plastiscope.learner.training_forward import Compile, Precision, TrainingForward, products_in
+from plastiscope.make import load_tasks, make_net
 from plastiscope.net.mlp import Mlp
 from plastiscope.run.log import read_rows
 from plastiscope.task_shift_mode.task import evaluate
