@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
+from equal_runs import assert_equal
 
 from plans import make_plan
 from plastiscope.analyze import analyze
@@ -19,18 +20,6 @@ pytestmark = pytest.mark.slurm
 TINY = ("num_tasks=2", "epochs=2", "threads=1", "net.widths=[12,10]", "data.samples_per_class=8", "batch_size=16")
 SHARED = (*TINY, "selection=last", "analysis=[representation,csl,curvature]", "csl.batch_size=7")
 QUIET = ("use_wandb=false", "device=cpu", "figures=false")
-NOT_EQUAL = {"run.json", "status.json", "summary.json", "timings.jsonl", "config.yaml", ".lock"}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in NOT_EQUAL)
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found if path.parent.name != "checkpoint"}
-
-
-def assert_equal(ours: Path, theirs: Path) -> None:
-    one, other = contents(ours), contents(theirs)
-    assert one.keys() == other.keys()
-    assert [name for name in other if one[name] != other[name]] == []
 
 
 def srun(cluster: Cluster, tasks: int, entry: str, *arguments: str) -> subprocess.CompletedProcess[str]:
