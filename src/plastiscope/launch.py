@@ -1,6 +1,5 @@
 """Sweeps as jobs of their own: what they were submitted with, how many work at once, and mishaps in words."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from plastiscope.error import PlastiscopeError
 from plastiscope.run.code import freeze
+from plastiscope.run.lock import take
 from plastiscope.run.storage import write_atomic
 
 if TYPE_CHECKING:
@@ -246,13 +246,11 @@ class Turns(Callback):
 
     def take(self, place: Path) -> bool:
         """Take a place, if it is free."""
-        file = os.open(place, os.O_CREAT | os.O_RDWR)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(file)
+        file = take(place, 0.0)
+        if file is None:
             return False
-        self._held = file
+        self._held = os.dup(file.fileno())  # with the lock
+        file.close()
         return True
 
 

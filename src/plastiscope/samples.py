@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from plastiscope.error import ConfigError, DataError, PlastiscopeError
+from plastiscope.error import ConfigError, DataError, PlastiscopeError, of_the_disk
 from plastiscope.measure.classification import AXES, Rule, RuleKind
 from plastiscope.run.sample_store import SPLITS
 from plastiscope.table.file import Table
@@ -35,6 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
+    except OSError as error:
+        told = of_the_disk(error)
+        if told is None:
+            raise
+        print(f"plastiscope-samples: {told}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def _parser() -> argparse.ArgumentParser:
