@@ -54,7 +54,7 @@ def of_the_disk(error: OSError, folder: Path | None = None) -> RunError | None:
     elif where is None:
         return None
     elif error.errno in NOT_ALLOWED:
-        told = f"{where}: {reason}; choose another folder (hydra.run.dir=...), or have its permissions changed"
+        told = f"{where}: {reason}; choose another folder (hydra.run.dir=..., --out), or have its permissions changed"
     elif error.errno in FAULTY:
         told = f"{where}: {reason}; what was saved before stands: when the disk answers again, start the same command"
     elif error.errno in (errno.EMFILE, errno.ENFILE):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from plans import make_plan
-from plastiscope import app
+from plastiscope import app, samples
 from plastiscope.error import RunError, of_the_disk
 from plastiscope.experiment import run
 from plastiscope.run import storage
@@ -92,7 +92,7 @@ TOLD = {
     errno.ENOSPC: "no space left on the device that holds {folder}; make room and start the same command again",
     errno.EDQUOT: "the disk quota is used up for {folder}; make room or have it raised and start the same command",
     errno.EIO: "Input/output error; what was saved before stands: when the disk answers again, start the same command",
-    errno.EROFS: "Read-only file system; choose another folder (hydra.run.dir=...), or have its permissions changed",
+    errno.EROFS: "Read-only file system; choose another folder (hydra.run.dir=..., --out), or have its permissions",
 }
 
 
@@ -124,7 +124,10 @@ def test_a_disk_that_refuses_from_some_moment_on(undisturbed, tmp_path, monkeypa
 @pytest.mark.parametrize("mode", ["run", "sweep"])
 @pytest.mark.parametrize(
     ("where", "told"),
-    [("/sys/nobody", "choose another folder (hydra.run.dir=...), or"), ("a_file/run", "Not a directory; see that the")],
+    [
+        ("/sys/nobody", "choose another folder (hydra.run.dir=..., --out), or"),
+        ("a_file/run", "Not a directory; see that the"),
+    ],
 )
 def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch, capsys, mode, where, told):
     """Not even root makes folders there; it is Hydra that tries first."""
@@ -138,6 +141,14 @@ def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch, capsys, mode, where
     said = capsys.readouterr().err
     assert said.startswith("plastiscope: ") and said.count("\n") == 1
     assert where.split("/")[-1] in said and told in said
+
+
+def test_a_table_that_cannot_be_written(undisturbed, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        samples.main(["merge", str(undisturbed), "--out", "/sys/nobody"])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("plastiscope-samples: /sys/nobody: ") and "--out" in said and said.count("\n") == 1
 
 
 def test_other_errors_of_the_system():
