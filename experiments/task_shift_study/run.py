@@ -99,7 +99,9 @@ def measure(found: dict[str, dict[str, Array]]) -> dict[str, dict[str, Any]]:
         shift, learner = ARMS[arm]
         backprop = found.get(f"{shift}, backprop")
         if learner != "backprop" and backprop is not None:
-            results[arm]["late_against_backprop"] = rise(_ends(backprop["performance"], fifth)[1], late)
+            results[arm]["late_against_backprop"] = {
+                name: rise(_ends(backprop[name], fifth)[1], _ends(values, fifth)[1]) for name, values in numbers.items()
+            }
     return results
 
 
@@ -122,7 +124,6 @@ def draw(found: dict[str, dict[str, Array]]) -> "Figure":
             axes.set(xlabel="task", ylabel=title)
             plain_frame(axes)
         row[0].set_title(shift, loc="left", fontsize=10)
-        row[0].set_yscale("log" if SHIFTS[shift][1].endswith("loss") else "linear")  # a first task's error is huge
     panels[0, 0].legend(frameon=False, fontsize=8)
     return figure
 

@@ -118,7 +118,12 @@ def test_task_shift_study(real_data, tmp_path):
             assert row[end] == pytest.approx(mean_and_error(errors[:, task]))
             assert row["dormant"][task] == pytest.approx(mean_and_error(100 * dormant[:, task]))
             assert row["rank"][task] == pytest.approx(mean_and_error(rank[:, task]))
-    assert found["drifting values, continual backprop"]["late_against_backprop"]["n"] == 2
+    against = found["drifting values, continual backprop"]["late_against_backprop"]
+    means = {name: row[name][1]["mean"] for name in ("dormant", "rank")} | {"performance": row["late"]["mean"]}
+    first = found["drifting values, backprop"]
+    theirs = {name: first[name][1]["mean"] for name in ("dormant", "rank")} | {"performance": first["late"]["mean"]}
+    for name, mean in means.items():
+        assert against[name]["difference"]["mean"] == pytest.approx(mean - theirs[name], abs=1e-9)
 
 
 def test_the_arms_of_the_task_shift_study_are_its_experiments():
@@ -159,6 +164,7 @@ def shown(number, digits):
         (permuted_mnist, ("early", "late"), 2),
         (continual_imagenet, ("early", "late"), 1),
         (incremental_cifar, ("first", "last"), 1),
+        (task_shift_study, ("early", "late"), 2),
     ],
 )
 def test_the_tables_are_those_of_the_results(study, ends, digits):
@@ -208,3 +214,19 @@ def test_incremental_cifar_against_retrained():
         tested = found[arm]["last_against_retrained"]
         number, p = tested["difference"], tested["paired_t"]["p"]
         assert tables(incremental_cifar)[arm][3:5] == [f"+{number['mean']:.1f} ({number['error']:.1f})", f"{p:.0e}"]
+
+
+def test_the_task_shift_study_as_its_readme_tells_it():
+    """No arm gets worse, replacement leaves fewer dormant units; differences, dormant units and ranks of the table."""
+    found = json.loads((task_shift_study.HERE / "results.json").read_text())
+    for arm, row in found.items():
+        shift, learner = task_shift_study.ARMS[arm]
+        better, worse = ("p", "p_fall") if shift == "deformation" else ("p_fall", "p")
+        assert row["late_against_early"]["paired_t"][better] < 0.01 < row["late_against_early"]["paired_t"][worse]
+        cells = tables(task_shift_study)[arm]
+        assert cells[4:6] == [shown(row["dormant"][1], 1), shown(row["rank"][1], 1)]
+        if learner != "backprop":
+            tested = row["late_against_backprop"]
+            change, both = tested["performance"]["difference"], min(tested["performance"]["paired_t"].values())
+            assert cells[3] == f"{change['mean']:+.2f} ({change['error']:.2f}), p {2 * both:.2f}".replace(" 0.", " .")
+            assert tested["dormant"]["larger"] == 0
