@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from collect.small_runs import epochs, learner, write_run
+from collect.small_runs import epochs, learner, write_bins, write_run
 from plastiscope import app
 
 
@@ -77,6 +77,28 @@ def test_all_published_figures_that_there_are_numbers_for(command, tmp_path):
     }  # fmt: skip
 
 
+def test_a_folder_that_is_given_twice_counts_once(command, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+    for folders in (("runs", str(tmp_path / "runs")), (str(tmp_path / "runs"), "runs/l2_0", "link")):
+        code, out, _ = command("collect", *folders, "--out", "tables")
+        assert code == 0 and out.startswith("4 runs: 4 done")
+    assert command("plot", "runs", str(tmp_path / "runs"), "y=test_accuracy", "out=here")[0] == 0
+
+
+def test_an_arm_keeps_its_colour_in_all_pictures(command, tmp_path, monkeypatch):
+    """The first arm has no numbers of one figure; the second is drawn in its own colour there too."""
+    shown = {}
+    monkeypatch.setattr("plastiscope.collect.command.seed_curves", lambda curves, labels, marks: shown.update(
+        {(labels.y, curve.label): curve.style for curve in curves}))  # fmt: skip
+    monkeypatch.setattr("plastiscope.collect.command.save", lambda picture, path: path)
+    for seed in (0, 5):
+        write_bins(tmp_path / "runs" / f"l2_{seed}", 0, [10], loss=[0.7], accuracy=[0.5])
+    (tmp_path / "runs/figures").mkdir()
+    assert command("plot", "runs", "figure=all", "out=runs/figures")[0] == 0
+    assert {style for (_, label), style in shown.items() if "l2" in label or not label} == {1}
+    assert len({y for y, _ in shown}) == 3
+
+
 def test_equal_runs_give_equal_pictures(command, tmp_path):
     for out in ("one", "two"):
         assert command("plot", "runs", "y=test_accuracy", f"out={out}")[0] == 0
@@ -114,6 +136,8 @@ MISTAKES = [
     (("plot", "runs", "figure=stable_rank"), "no run has what this figure needs"),
     (("plot", "runs", "y=test_accuracy", "smooth=0"), "smooth=0: must be a whole number, 1 or more"),
     (("plot", "runs", "y=test_accuracy", "interval=std"), "interval=std: must be one of bootstrap, stderr, none"),
+    (("plot", "runs", "y=test_accuracy", "log_y=yes"), "log_y=yes: must be one of true, false"),
+    (("plot", "runs", "figure=all", "reference=mine"), "reference=mine: must be one of published, all, none"),
     (("plot", "runs", "y=test_accuracy", "group="), "the runs differ in learner (backprop, l2)"),
     (("plot", "runs", "y=test_accuracy", "learner.lr=7"), "no run has this value; there are: 0.1, 0.2"),
 ]

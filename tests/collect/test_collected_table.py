@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 from collect.small_runs import epochs, learner, write_run
 from plans import make_plan
 from plastiscope import app, load_run
+from plastiscope.build import sweep_jobs
 from plastiscope.collect.export_tree import export
 from plastiscope.collect.settings import NOT_OF_TRAINING, read_settings
 from plastiscope.collect.table import collect, report, write
@@ -125,6 +127,60 @@ def test_runs_of_an_earlier_sweep_are_told_apart(sweep, tmp_path):
     lines = report(collect([tmp_path / "sweep"]))
     assert "5 of 6 jobs have begun; 1 runs beside them are of earlier sweeps" in lines[1]
     assert any(line.startswith("runs differ in learner: ") for line in lines)
+
+
+@pytest.fixture
+def experiments(tmp_path):
+    """What a sweep over two experiments and two seeds leaves: its list lies with the first name, one job is missing."""
+    asked = ["experiment=digits,slowly_changing_regression", "seed=0,1"]
+    naming = {"kv_sep": "=", "item_sep": ",", "exclude_keys": []}
+
+    def begin(name, number, seed):
+        job = sweep_jobs(asked, naming)[number]
+        write_run(
+            tmp_path / name / "mlp" / "sweep" / job.folder, epochs(1, loss=[1.0]), seed=seed,
+            about={"overrides": job.overrides},
+        )  # fmt: skip
+
+    (tmp_path / "digits").mkdir()
+    content = {"hydra": {"overrides": {"task": asked}, "job": {"config": {"override_dirname": naming}}}}
+    (tmp_path / "digits" / "multirun.yaml").write_text(yaml.safe_dump(content))
+    begin("digits", 0, 0)
+    begin("slowly_changing_regression", 2, 0)
+    begin("slowly_changing_regression", 3, 1)
+    return tmp_path
+
+
+def test_jobs_of_a_sweep_over_experiments_lie_in_folders_of_their_names(experiments):
+    lines = report(collect([experiments]))
+    assert lines[0] == "4 runs: 3 done, 1 missing"
+    assert lines[1].endswith("digits/multirun.yaml: 3 of 4 jobs have begun")
+    (missing,) = (line for line in lines if line.startswith("missing: "))
+    assert "experiment=digits seed=1" in missing
+    alone = report(collect([experiments / "digits"]))
+    assert alone[0] == "4 runs: 1 done, 3 missing"  # the others are not among what was given
+
+
+def test_a_sweep_that_shares_a_job_with_another_finds_it_too(experiments):
+    """The second experiment has been swept before by itself, and its runs were left as they are."""
+    content = yaml.safe_load((experiments / "digits" / "multirun.yaml").read_text())
+    content["hydra"]["overrides"]["task"] = ["experiment=slowly_changing_regression", "seed=0,1"]
+    (experiments / "slowly_changing_regression" / "multirun.yaml").write_text(yaml.safe_dump(content))
+    lines = report(collect([experiments]))
+    assert lines[0] == "4 runs: 3 done, 1 missing"
+    assert [line.rpartition("/")[2] for line in lines[1:3]] == [
+        "multirun.yaml: 3 of 4 jobs have begun", "multirun.yaml: 2 of 2 jobs have begun",
+    ]  # fmt: skip
+
+
+def test_a_copy_of_a_sweep_does_not_stand_for_what_is_missing(experiments, tmp_path):
+    """Two machines' folders side by side: a job that one of them lacks is missing there, though the other has it."""
+    whole, lacking = tmp_path / "a" / "here", tmp_path / "b" / "there"
+    for place in (whole, lacking):
+        shutil.copytree(experiments / "digits", place / "digits")
+    shutil.rmtree(lacking / "digits" / "mlp")
+    lines = report(collect([tmp_path / "a", tmp_path / "b"]))
+    assert lines[0] == "8 runs: 1 done, 7 missing"
 
 
 def test_a_damaged_list_of_jobs(sweep, tmp_path):

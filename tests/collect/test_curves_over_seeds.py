@@ -5,7 +5,7 @@ import pytest
 
 from collect.small_runs import analysis, ends, epochs, learner, write_run
 from plastiscope.collect.command import short_labels
-from plastiscope.collect.curves import chosen, curves, grouped, points, telling
+from plastiscope.collect.curves import arms, chosen, curves, distinct, grouped, points, telling
 from plastiscope.collect.settings import MISSING, difference, is_same, read_settings
 from plastiscope.collect.table import collect
 from plastiscope.error import ConfigError, DataError
@@ -152,3 +152,26 @@ def test_the_difference_of_two_runs(tmp_path):
 )  # fmt: skip
 def test_values_as_command_lines_have_them(value, text, expected):
     assert is_same(value, text) is expected
+
+
+def test_arms_are_the_same_whatever_a_figure_shows(study):
+    number = arms(study, None)
+    assert [number[run.label] for run in study] == [0] * 3 + [1] * 3 + [2] * 3
+    assert {number[run.label] for run in study if run.settings["learner"] == "l2"} == {2}
+    assert set(arms(study, ["learner"]).values()) == {0, 1} and set(arms(study, []).values()) == {0}
+
+
+def test_curves_of_one_arm_differ_in_a_picture():
+    assert distinct([3, 1], 28) == [3, 1]
+    assert distinct([0, 0, 1, 0], 5) == [0, 2, 1, 3]
+    assert distinct([1, 29], 28) == [1, 0]
+
+
+def test_accuracies_of_every_epoch_and_of_some_are_not_averaged(tmp_path):
+    """The best of a task's epochs, and the weights that are selected, depend on how many were looked at."""
+    for seed, every in ((0, 1), (1, 50)):
+        write_run(tmp_path / str(seed), epochs(2, test_accuracy=[0.5, 0.6]), seed=seed, eval_every=every)
+    runs = collect([tmp_path]).runs
+    assert [group.label for group in grouped(runs, None)] == ["eval_every=1", "eval_every=50"]
+    with pytest.raises(ConfigError, match=r"differ in eval_every \(1, 50\)"):
+        grouped(runs, [])

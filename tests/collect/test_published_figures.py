@@ -7,11 +7,10 @@ import pytest
 
 from collect.small_runs import analysis, ends, epochs, learner, write_bins, write_run
 from plastiscope.collect import published_figures as figures
-from plastiscope.collect.command import _marks
 from plastiscope.collect.published_figures import FIGURES, figure_of, published_curves, x_label
 from plastiscope.collect.table import collect
 from plastiscope.error import DataError
-from plastiscope.figure.curves import Curve, CurveLabels, Mark, seed_curves
+from plastiscope.figure.curves import COLOURS, Curve, CurveLabels, Mark, seed_curves
 from plastiscope.measure.over_seeds import over_seeds
 
 SHIFT = "plastiscope.task_shift_mode.class_incremental.ClassIncremental"
@@ -106,6 +105,31 @@ def test_bins_of_tasks_are_means_of_the_last_epochs(tmp_path):
     assert figure_of("binned_accuracy").points(run)[0].tolist() == []
 
 
+def test_bins_of_tasks_count_tasks_not_rows(tmp_path):
+    """A run that branched off at task 4 has the bins of its own tasks; bins that are not whole are left out."""
+    rows = [{**row, "task_idx": row["task_idx"] + 4} for row in epochs(2, test_accuracy=[i / 16 for i in range(16)])]
+    write_run(tmp_path / "branch", rows, init_from="elsewhere")
+    write_run(tmp_path / "holes", [row for row in rows if row["task_idx"] != 7])
+    branch, holes = collect([tmp_path]).runs
+    x, y = figures.binned_accuracy(branch, 3)  # tasks 4 to 11: bins 6 to 8 and 9 to 11
+    assert x.tolist() == [9, 12] and y.tolist() == [100 * (5 + 7 + 9) / 48, 100 * (11 + 13 + 15) / 48]
+    assert figures.binned_accuracy(holes, 3)[0].tolist() == [12]
+
+
+@pytest.mark.parametrize(
+    ("shift", "expected"),
+    [
+        ({"classes_per_task": 5, "initial_classes": None}, [5, 10, 15]),
+        ({"classes_per_task": 5, "initial_classes": 50}, [50, 55, 60]),
+        ({}, [1, 2, 3]),
+    ],
+)
+def test_classes_that_have_come_up(tmp_path, shift, expected):
+    write_run(tmp_path / "run", epochs(1, test_accuracy=[0.1] * 3), task_shift_mode=(SHIFT, shift))
+    (run,) = collect([tmp_path]).runs
+    assert figures.classes_seen(run, np.arange(3.0)).tolist() == expected
+
+
 @pytest.fixture
 def regression(tmp_path):
     for seed in (0, 8):
@@ -137,19 +161,6 @@ def test_online_accuracy_in_per_cent(tmp_path):
         published_curves(runs, FIGURES["binned_error"])
 
 
-def test_published_values_within_the_range_of_the_runs(regression):
-    found, _ = published_curves(regression, FIGURES["binned_error"])
-    line, first = _marks(found, FIGURES["binned_error"].values)
-    assert (line.x, line.y, line.label) == (None, 0.88, "published, linear learner")
-    assert (first.x, first.y, first.of) == (20_000, 0.62, 0)
-
-
-def test_published_values_are_of_the_settings_that_they_were_published_for(study):
-    found, _ = published_curves(study, FIGURES["best_test_accuracy"])
-    marks = _marks(found, FIGURES["best_test_accuracy"].values)
-    assert [(m.x, m.y, m.of) for m in marks] == [(5, 89.4, 0), (5, 89.6, 1)]
-
-
 def test_what_a_figure_needs_is_said(study):
     with pytest.raises(DataError, match=r"needs: analysis=\[online\]"):
         published_curves(study, FIGURES["binned_error"])
@@ -162,18 +173,28 @@ def test_what_a_figure_needs_is_said(study):
 def test_the_picture_shows_means_bands_and_marks():
     x, rows = np.array([1.0, 2.0, 3.0]), np.array([[1.0, 2.0, 3.0], [3.0, 2.0, np.nan]])
     drawn = [Curve("one", x, over_seeds(rows)), Curve("two", x[:1], over_seeds(rows[:, :1]))]
-    marks = [Mark(2.0, 5.0, of=0), Mark(None, 4.0, label="a line")]
+    marks = [Mark(2.0, 5.0, of=0), Mark(None, 4.0, label="a line"), Mark(3.0, 1.0, of=1, is_other=True)]
     picture = seed_curves(drawn, CurveLabels("x", "y", interval="stderr"), marks)
     (axes,) = picture.axes
-    first, second, star, line, _ = axes.get_lines()
+    first, second, star, line, hollow, *_ = axes.get_lines()
     assert first.get_label() == "one (n=1 to 2)" and second.get_label() == "two (n=2)"
     assert first.get_ydata().tolist() == [2.0, 2.0, 3.0]
-    assert [*star.get_xdata(), *star.get_ydata()] == [2.0, 5.0] and star.get_markeredgecolor() == first.get_color()
+    assert [*star.get_xdata(), *star.get_ydata()] == [2.0, 5.0] and star.get_color() == first.get_color()
+    assert (hollow.get_color(), hollow.get_markeredgecolor()) == ("white", second.get_color())
+    named = {text.get_text() for text in picture.legends[0].get_texts()}
+    assert {"a line", "published", "published, another protocol"} <= named
     assert {*line.get_ydata()} == {4.0} and line.get_label() == "a line"
     corners = axes.collections[0].get_paths()[0].vertices
     assert corners[:, 1].min() == 1.0 and corners[:, 1].max() == 3.0
     assert "standard error" in axes.get_title()
     assert "bootstrap 95% interval" in seed_curves(drawn, CurveLabels("x", "y")).axes[0].get_title()
+
+
+def test_a_curve_has_the_colour_of_its_arm():
+    drawn = [Curve(str(i), np.arange(3.0), over_seeds(np.ones((1, 3))), i) for i in (4, 0)]
+    (axes,) = seed_curves(drawn, CurveLabels("x", "y"), [Mark(1.0, 1.0, of=0)]).axes
+    first, second, star, _ = axes.get_lines()
+    assert [first.get_color(), second.get_color()] == [COLOURS[4], COLOURS[0]] and star.get_color() == COLOURS[4]
 
 
 def test_curves_of_many_points_are_thin():

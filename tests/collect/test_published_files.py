@@ -8,10 +8,10 @@ import torch
 
 from collect.small_runs import write_results
 from plastiscope.collect import published_files
-from plastiscope.collect.command import _marks
 from plastiscope.collect.export_tree import export
 from plastiscope.collect.published_figures import FIGURES, figure_of, published_curves
 from plastiscope.collect.published_files import find_files, first_key
+from plastiscope.collect.reference_marks import marks_of
 from plastiscope.collect.table import collect, report
 from plastiscope.error import DataError, RunError
 
@@ -69,8 +69,8 @@ def test_binned_accuracy_of_published_results(imagenet):
         last = np.stack([stored[setting, run]["test_accuracies"][:4, -1] for run in (0, 1)])
         assert curve.x.tolist() == [2, 4]
         assert curve.values == pytest.approx(100 * last.reshape(2, 2, 2).mean(2))
-    marks = _marks(curves, FIGURES["binned_accuracy"].values)
-    assert {mark.of for mark in marks if mark.x is not None} == set()  # 50 tasks are beyond the runs
+    marks, notes = marks_of(curves, FIGURES["binned_accuracy"].values)
+    assert marks == [] and all("(epochs=3, published 250)" in note for note in notes) and len(notes) == 2
 
 
 def test_of_many_epochs_the_last_of_each_task_is_kept(imagenet, monkeypatch):
@@ -140,8 +140,17 @@ def test_faster_changes_overwrite_each_other(tmp_path):
     (run,) = collect([tmp_path]).runs
     ends, name = frame(run, "task_end"), "representation/next/linear_1/effective_rank"
     assert len(ends) == 4 and run.settings["task_shift_mode.examples_per_task"] == 30_000
+    assert run.bins["presentations"].tolist() == [60_000, 120_000]
     assert np.isnan(frame(run, "run_begin")[name][0])
     assert np.array_equal(ends[name], [1001.0, np.nan, 1003.0, np.nan], equal_nan=True)
+
+
+def test_bins_are_of_whole_tasks_where_these_are_longer(tmp_path):
+    hits = (np.random.default_rng(3).random(180_000) < 0.9).astype(np.float32)
+    write_results(tmp_path, "data/slow", 0, 0, {"accuracies": hits}, {"agent": "bp", "change_after": 90_000})
+    (run,) = collect([tmp_path]).runs
+    assert run.bins["presentations"].tolist() == [90_000, 180_000]
+    assert run.bins["accuracy"] == pytest.approx([hits[:90_000].mean(dtype=float), hits[90_000:].mean(dtype=float)])
 
 
 @pytest.fixture
@@ -160,6 +169,20 @@ def regression(tmp_path):
     }
     write_results(tmp_path, "data/sgd/bp/swish", 1, 4, content, cfg)
     return tmp_path, content
+
+
+def test_published_values_find_published_results(regression):
+    """What a pickle does not say of its run is as published."""
+    folder, _ = regression
+    write_results(folder, "data/relu", 0, 0, {"errs": np.ones(20_000, np.float32)}, RELU)
+    curves, _ = published_curves(collect([folder]).runs, FIGURES["binned_error"])
+    assert [curve.group.label for curve in curves] == ["net.activation=relu", "net.activation=silu"]
+    marks, notes = marks_of(curves, FIGURES["binned_error"].values, "online")
+    assert [(mark.x, mark.y, mark.of) for mark in marks] == [(None, 0.88, None), (20_000, 0.71, 0)]
+    assert len(notes) == 1 and "net.activation=silu, published relu" in notes[0]
+
+
+RELU = {**LEARNING, "step_size": 0.003, "num_features": 5, "hidden_activation": "relu"}
 
 
 def test_regression_becomes_bins_of_20000_and_tasks_of_10000(regression):

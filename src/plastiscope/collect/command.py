@@ -9,19 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from plastiscope.collect.curves import EPOCHS_COMPLETED, SeedCurve, chosen, curves, keys_of, usual_axis
+from plastiscope.collect.curves import EPOCHS_COMPLETED, arms, chosen, curves, distinct, keys_of, usual_axis
 from plastiscope.collect.export_tree import export
 from plastiscope.collect.published_figures import FIGURES, figure_of, published_curves, x_label
-from plastiscope.collect.published_values import PublishedValue
+from plastiscope.collect.reference_marks import REFERENCES, marks_of
 from plastiscope.collect.runs import CollectedRun
 from plastiscope.collect.settings import difference, read_settings, said
 from plastiscope.collect.table import collect, report, write
 from plastiscope.error import ConfigError, DataError
-from plastiscope.figure.curves import BANDS, MOST_GROUPS, Curve, CurveLabels, Mark, seed_curves
+from plastiscope.figure.curves import BANDS, MOST_GROUPS, Curve, CurveLabels, seed_curves
 from plastiscope.figure.style import save
 from plastiscope.run.storage import write_atomic
 
-OPTIONS = ("y", "x", "group", "smooth", "figure", "interval", "bin", "log_y", "out")
+OPTIONS = ("y", "x", "group", "smooth", "figure", "interval", "bin", "log_y", "reference", "out")
 """Arguments of plastiscope-plot that are not settings of runs."""
 
 
@@ -99,15 +99,17 @@ def plot_command(arguments: Sequence[str]) -> None:
     runs = chosen(runs, {key: text for key, text in given.items() if key not in OPTIONS})
     by = [key for key in given["group"].split(",") if key] if "group" in given else None
     target = Path(given["out"]) if "out" in given else common_folder(folders) / "figures"
+    said: list[str] = []
     for name in _figures(given):
         try:
-            written = _plot(name, runs, by, given, target)
+            written, notes = _plot(name, runs, by, given, target)
         except DataError:
             if given.get("figure") != "all":
                 raise
             continue
-        for path in written:
-            print(f"wrote {path}")
+        for line in (*(note for note in notes if note not in said), *(f"wrote {path}" for path in written)):
+            print(line)
+        said += notes
 
 
 USAGE = (
@@ -137,17 +139,17 @@ def _figures(given: dict[str, str]) -> list[str]:
 
 def _plot(
     name: str, runs: Sequence[CollectedRun], by: Sequence[str] | None, given: dict[str, str], target: Path
-) -> list[Path]:
-    """Draw one picture, and write what it shows beside it as CSV."""
-    interval = given.get("interval", "stderr" if name else "bootstrap")
-    if interval not in BANDS:
-        raise ConfigError(f"interval={interval}: must be one of {', '.join(BANDS)}")
-    is_log = given.get("log_y", "false").lower() == "true"
+) -> tuple[list[Path], list[str]]:
+    """Draw one picture, and write what it shows beside it as CSV; the files, and what is to be said."""
+    interval = _one_of(given, "interval", tuple(BANDS), "stderr" if name else "bootstrap")
+    is_log = _one_of(given, "log_y", ("true", "false"), "false") == "true"
+    reference = _one_of(given, "reference", REFERENCES, "published")
     if name:
         figure = figure_of(name, _whole(given, "bin"))
         found, notes = published_curves(runs, figure, by)
         labels = CurveLabels(x_label(figure, found), figure.y, interval=interval, log_y=is_log)
-        marks, file = _marks(found, figure.values), name
+        marks, more = marks_of(found, figure.values, figure.depends_on, reference)
+        notes, file = [*notes, *more], name
     else:
         smooth, y = _whole(given, "smooth") or 1, given["y"]
         x = given.get("x") or (usual_axis(runs, y) if y in keys_of(runs) else EPOCHS_COMPLETED)
@@ -157,14 +159,21 @@ def _plot(
         marks, file = [], f"{y}_over_{x}".replace("/", ".")
     if len(found) > MOST_GROUPS:
         raise ConfigError(f"{len(found)} groups are too many for one picture; choose some with SETTING=VALUE")
-    for note in notes:
-        print(note)
-    drawn = [Curve(curve.group.label, curve.x, curve.band()) for curve in found]
+    arm_of = arms(runs, by)
+    styles = distinct([arm_of[next(iter(curve.group.runs.values())).label] for curve in found], MOST_GROUPS)
+    drawn = [Curve(curve.group.label, curve.x, curve.band(), i) for curve, i in zip(found, styles, strict=True)]
     shown = [replace(curve, label=label) for curve, label in zip(drawn, short_labels(drawn), strict=True)]
     picture = save(seed_curves(shown, labels, marks), target / f"{file}.png")
     table = picture.with_suffix(".csv")
     write_atomic(table, _csv(drawn).encode())
-    return [picture, table]
+    return [picture, table], notes
+
+
+def _one_of(given: dict[str, str], key: str, values: Sequence[str], default: str) -> str:
+    value = given.get(key, default)
+    if value not in values:
+        raise ConfigError(f"{key}={value}: must be one of {', '.join(values)}")
+    return value
 
 
 AXES = {EPOCHS_COMPLETED: "epochs completed", "task_idx": "task (from 0)", "global_epoch": "epoch of the run (from 0)"}
@@ -185,16 +194,6 @@ def _whole(given: dict[str, str], key: str) -> int | None:
     if not given[key].isdigit() or int(given[key]) < 1:
         raise ConfigError(f"{key}={given[key]}: must be a whole number, 1 or more")
     return int(given[key])
-
-
-def _marks(found: Sequence[SeedCurve], values: Sequence[PublishedValue]) -> list[Mark]:
-    """Published values that lie within the range of the curves, in the colour of theirs."""
-    last = max((curve.x.max(initial=0) for curve in found), default=0)
-    marks = [Mark(None, value.y, label=value.label) for value in values if value.x is None]
-    for i, curve in enumerate(found):
-        mine = [value for value in values if value.is_of(curve.group.settings)]
-        marks += [Mark(value.x, value.y, i, value.is_bound) for value in mine if (value.x or 0) <= 1.02 * last]
-    return marks
 
 
 def _csv(drawn: Sequence[Curve]) -> str:

@@ -91,8 +91,32 @@ def grouped(runs: Sequence[CollectedRun], by: Sequence[str] | None, y: str = "")
             raise ConfigError(f"group={key}: no run has such a setting; they differ in {_listed(_differ(runs, keep))}")
     parts: dict[tuple[str, ...], list[CollectedRun]] = {}
     for run in runs:
-        parts.setdefault(tuple(said(run.settings.get(key, MISSING)) for key in keys), []).append(run)
+        parts.setdefault(_values(run, keys), []).append(run)
     return [_group(keys, values, members, keep) for values, members in sorted(parts.items(), key=_by_value)]
+
+
+def arms(runs: Sequence[CollectedRun], by: Sequence[str] | None) -> dict[str, int]:
+    """Which arm each run is of, by its label: the same one in all figures that are drawn of these runs.
+
+    Args:
+        runs: all of them, also those that a figure has no numbers of.
+        by: settings that tell the arms apart; None = as few as do.
+    """
+    keys = telling(runs, differing([run.settings for run in runs])) if by is None else by
+    parts = sorted({(_values(run, keys), None) for run in runs}, key=_by_value)
+    order = {values: i for i, (values, _) in enumerate(parts)}
+    return {run.label: order[_values(run, keys)] for run in runs}
+
+
+def distinct(arms_shown: Sequence[int], most: int) -> list[int]:
+    """A number below `most` for each curve of a picture: that of its arm, or a free one where another curve has it."""
+    wanted = [arm % most for arm in arms_shown]
+    free = iter(sorted(set(range(most)) - set(wanted)))
+    return [next(free) if arm in wanted[:i] else arm for i, arm in enumerate(wanted)]
+
+
+def _values(run: CollectedRun, keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(said(run.settings.get(key, MISSING)) for key in keys)
 
 
 def _by_value(part: tuple[tuple[str, ...], Any]) -> list[tuple[float, str]]:

@@ -8,7 +8,7 @@ import numpy as np
 from plastiscope.collect import published_values
 from plastiscope.collect.curves import Array, Points, SeedCurve, column, grouped, points, side_by_side
 from plastiscope.collect.published_tree import PUBLISHED_LAST
-from plastiscope.collect.published_values import PublishedValue
+from plastiscope.collect.published_values import PublishedArm
 from plastiscope.collect.runs import CollectedRun
 from plastiscope.error import DataError
 from plastiscope.figure.online import read_bins
@@ -44,7 +44,7 @@ class PublishedFigure:
     x: str
     y: str
     needs: str
-    values: Sequence[PublishedValue]
+    values: Sequence[PublishedArm]
     depends_on: str = ""
     is_relative: bool = False
 
@@ -109,14 +109,17 @@ def accuracy_of_epochs(run: CollectedRun) -> Points:
 
 
 def binned_accuracy(run: CollectedRun, tasks: int = BIN) -> Points:
-    """Test accuracy after each task's last epoch, per cent, mean of whole bins of tasks, over tasks learnt."""
+    """Test accuracy after each task's last epoch, per cent, mean of whole bins of tasks, over tasks learnt.
+
+    Bin b is of the tasks b * tasks to (b + 1) * tasks - 1, so runs that begin with a later task have later bins.
+    """
     whole = run.settings.get("epochs")
     values, epoch = column(run, "test_accuracy"), column(run, "epoch")
     last = np.isfinite(values) & (epoch == (whole - 1 if whole else np.nanmax(epoch, initial=0)))
-    order = np.argsort(column(run, "task_idx")[last], kind="stable")
-    some = values[last][order]
-    bins = len(some) // tasks
-    return tasks * np.arange(1.0, bins + 1), 100 * some[: bins * tasks].reshape(bins, tasks).mean(1)
+    bins, where = np.unique(column(run, "task_idx")[last] // tasks, return_inverse=True)
+    counts = np.bincount(where, minlength=len(bins))
+    means = np.bincount(where, values[last], len(bins)) / np.maximum(counts, 1)
+    return tasks * (bins + 1)[counts == tasks], 100 * means[counts == tasks]
 
 
 def online_accuracy(run: CollectedRun) -> Points:

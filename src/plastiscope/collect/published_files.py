@@ -193,7 +193,7 @@ def _online_mnist(arrays: _Arrays, about: Published) -> _Content:
             placed = _by_task(found, period * size, tasks)
             before |= {ours.format(layer + 1): column for layer, column in enumerate(placed.T)}
     made = _Content(_task_rows(tasks, numbers, before), 1)
-    made.bins = _bins({"accuracy": hits}, ONLINE_BIN // size, size)
+    made.bins = _bins({"accuracy": hits}, max(period, ONLINE_BIN // size), size)
     if not len(made.bins["presentations"]):
         made.notes.append(f"{len(hits) * size} presentations of whole tasks are less than a bin, {ONLINE_BIN}")
     return made

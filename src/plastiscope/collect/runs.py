@@ -1,7 +1,7 @@
 """Runs below some folders: single runs, sweeps, groups of seeds that advance together, published results."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,13 +62,23 @@ class CollectedRun:
 def run_folders(folders: Sequence[Path]) -> list[Path]:
     """Every folder of a run at or below `folders`, groups too, sorted; what lies inside a run's parts is not walked.
 
+    A folder that is given twice, relative and absolute or by a link, gives its runs once.
+
     Raises:
         RunError: a folder that does not exist.
     """
     for folder in folders:
         if not folder.is_dir():
             raise RunError(f"{folder} is not a folder; give one that holds runs, such as outputs")
-    return sorted({path for folder in folders for path in _walk(folder)})
+    return once(path for folder in folders for path in _walk(folder))
+
+
+def once(paths: Iterable[Path]) -> list[Path]:
+    """Paths that lead to different places, sorted; of several to one place the first one that was given."""
+    found: dict[Path, Path] = {}
+    for path in paths:
+        found.setdefault(path.resolve(), path)
+    return sorted(found.values())
 
 
 def _walk(folder: Path) -> Iterator[Path]:

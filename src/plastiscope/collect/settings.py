@@ -17,7 +17,7 @@ Settings = Mapping[str, Any]
 
 NOT_OF_TRAINING = (
     *("seed", "name", "num_tasks", "replicas", "device", "threads", "verbose", "figures", "use_wandb", "wandb"),
-    *("checkpoint_every_s", "eval_every", "snapshots", "samples", "replay", "dry_run", "resume_other_code"),
+    *("checkpoint_every_s", "snapshots", "samples", "replay", "dry_run", "resume_other_code"),
     *("data.folder", "data.file", "data.download"),
 )
 """Settings, with all below them, in which runs of one kind may differ: they say how long, where and how it is told."""
@@ -134,6 +134,11 @@ def difference(ours: Settings, theirs: Settings) -> dict[str, tuple[Any, Any]]:
 def _hashable(value: Any) -> tuple[str, Any]:
     """1 and 1.0 are one value, 1 and True are not."""
     return ("flag" if isinstance(value, bool) else "value", value)
+
+
+def is_alike(one: Any, other: Any) -> bool:
+    """Whether two values of a setting are the same; numbers by what they are worth."""
+    return _hashable(one) == _hashable(other)
 
 
 def said(value: Any) -> str:

@@ -6,10 +6,13 @@ The file is of the last sweep that was started in the folder; runs of earlier on
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from plastiscope.collect.runs import CollectedRun
+from plastiscope.collect.runs import CollectedRun, once
 from plastiscope.error import DataError
+
+if TYPE_CHECKING:
+    from plastiscope.build import SweepJob
 
 
 @dataclass(frozen=True)
@@ -32,17 +35,38 @@ class SweepReport:
 def check_sweeps(folders: Sequence[Path], runs: list[CollectedRun]) -> tuple[list[CollectedRun], list[SweepReport]]:
     """The runs, those that failed before they began with the overrides they were to have, and a report of each sweep.
 
-    A job is found by its folder, which Hydra names by the hash of the overrides, or by the overrides in its run.json.
+    A job is found by its folder, which Hydra names by the hash of the overrides, or by the overrides in its run.json:
+    below the sweep's folder, or elsewhere, as where a sweep over experiments has runs of several names.
 
     Raises:
         DataError: a multirun.yaml is damaged.
     """
-    files = sorted({file for folder in folders for file in _files(folder)})
-    reports = []
+    from plastiscope.build import sweep_jobs
+
+    files = once(file for folder in folders for file in _files(folder))
+    if not files:
+        return runs, []
+    jobs = {file: sweep_jobs(*_asked(file)) for file in files}
+    places = {run.label: run.folder.resolve() for run in runs}
+    inside = {file: [run for run in runs if places[run.label].is_relative_to(file.parent.resolve())] for file in files}
+    found = {file: _jobs_among(inside[file], jobs[file]) for file in files}
+    taken = {label for labels in found.values() for some in labels for label in some}
     for file in files:
-        runs, report = _check(file, runs)
-        reports.append(report)
-    return runs, reports
+        beside = file.parent.resolve().parent
+        free = [run for run in runs if run.label not in taken or places[run.label].is_relative_to(beside)]
+        elsewhere = _jobs_among(free, jobs[file])
+        found[file] = [here or there for here, there in zip(found[file], elsewhere, strict=True)]
+    taken = {label for labels in found.values() for some in labels for label in some}
+    reports: list[SweepReport] = []
+    overrides: dict[str, tuple[str, ...]] = {}
+    for file in files:
+        pairs = list(zip(jobs[file], found[file], strict=True))
+        overrides |= {label: job.overrides for job, labels in pairs for label in labels}
+        missing = [_missing(file, job.overrides, job.folder) for job, labels in pairs if not labels]
+        earlier = sum(run.label not in taken for run in inside[file])
+        reports.append(SweepReport(file, len(pairs), missing, earlier))
+    runs = [run if run.overrides else _named(run, overrides.get(run.label, ())) for run in runs]
+    return runs + [run for report in reports for run in report.missing], reports
 
 
 def _files(folder: Path) -> list[Path]:
@@ -50,25 +74,14 @@ def _files(folder: Path) -> list[Path]:
     return [path for levels in ("", "*/", "*/*/") for path in folder.glob(f"{levels}multirun.yaml")]
 
 
-def _check(file: Path, runs: list[CollectedRun]) -> tuple[list[CollectedRun], SweepReport]:
-    from plastiscope.build import sweep_jobs
-
-    jobs = sweep_jobs(*_asked(file))
-    inside = [run for run in runs if run.folder.is_relative_to(file.parent)]
-    missing = []
-    overrides: dict[str, tuple[str, ...]] = {}
+def _jobs_among(runs: Sequence[CollectedRun], jobs: "Sequence[SweepJob]") -> list[list[str]]:
+    """The runs of each job, by their labels; several are a group of seeds."""
     places: dict[str | tuple[str, ...], list[str]] = {}
-    for run in inside:
-        parts: list[str | tuple[str, ...]] = [*run.folder.relative_to(file.parent).parts, run.overrides]
+    for run in runs:
+        parts: list[str | tuple[str, ...]] = [*run.folder.parts, run.overrides]
         for part in parts:
             places.setdefault(part, []).append(run.label)
-    for job in jobs:
-        found = places.get(job.folder) or places.get(job.overrides)  # several: a group of seeds
-        if found is None:
-            missing.append(_missing(file, job.overrides, job.folder))
-        overrides |= dict.fromkeys(found or (), job.overrides)
-    runs = [run if run.overrides else _named(run, overrides.get(run.label, ())) for run in runs]
-    return runs + missing, SweepReport(file, len(jobs), missing, len(inside) - len(overrides))
+    return [places.get(job.folder) or places.get(job.overrides) or [] for job in jobs]
 
 
 def _named(run: CollectedRun, overrides: tuple[str, ...]) -> CollectedRun:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from plastiscope.collect.published_files import find_files, read_file
 from plastiscope.collect.published_tree import find_trees, read_tree
 from plastiscope.collect.rows import PLACE
-from plastiscope.collect.runs import GOING, CollectedRun, read_runs
+from plastiscope.collect.runs import GOING, CollectedRun, once, read_runs
 from plastiscope.collect.settings import Settings, differing, said
 from plastiscope.collect.sweep import SweepReport, check_sweeps
 from plastiscope.error import RunError
@@ -80,9 +80,9 @@ def collect(folders: Sequence[Path], keys: Sequence[str] = (), epochs_per_task: 
         ConfigError, DataError: a file of them is damaged.
     """
     runs = read_runs(folders, keys)
-    trees = sorted({tree for folder in folders for tree in find_trees(folder)})
+    trees = once(tree for folder in folders for tree in find_trees(folder))
     published = [run for tree in trees for run in read_tree(tree, epochs_per_task, keys)]
-    published += [read_file(path, keys) for path in sorted({path for folder in folders for path in find_files(folder)})]
+    published += [read_file(path, keys) for path in once(path for folder in folders for path in find_files(folder))]
     runs, sweeps = check_sweeps(folders, runs)
     if not runs and not published:
         raise RunError(

@@ -41,11 +41,13 @@ class Curve:
         label: of the legend, without the number of seeds.
         x: [p].
         band: over seeds, [p].
+        style: which colour and line; None = by its place among the curves.
     """
 
     label: str
     x: Array
     band: Band
+    style: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Mark:
         of: index of the curve that it is to be compared with; None = of none.
         is_bound: the value is known to lie below y.
         label: of the legend, for a line along the whole axis.
+        is_other: of another protocol than the curve's runs; hollow, or paler.
     """
 
     x: float | None
@@ -64,6 +67,7 @@ class Mark:
     of: int | None = None
     is_bound: bool = False
     label: str = ""
+    is_other: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,13 +103,15 @@ def seed_curves(curves: Sequence[Curve], labels: CurveLabels, marks: Sequence[Ma
     rows = -(-(len(names) + 2 * bool(marks)) // columns)
     figure = new_figure(max(6.4, 0.09 * max(len(name) for name in names) + 1), 3.6 + 0.2 * rows)
     axes = figure.add_subplot()
+    styles = [i if curve.style is None else curve.style for i, curve in enumerate(curves)]
     for i, (curve, name) in enumerate(zip(curves, names, strict=True)):
         width = min(WIDEST, THINNEST + 0.5 * (len(curves) - 1 - i)) if len(curve.x) < DENSE else HAIR
-        _draw(axes, curve, name, i, width, labels.interval)
+        _draw(axes, curve, name, styles[i], width, labels.interval)
     for mark in marks:
-        _mark(axes, mark)
-    if any(mark.x is not None for mark in marks):
-        axes.plot([], [], "*", color="white", markeredgecolor=GREY, markersize=10, linestyle="none", label="published")
+        _mark(axes, mark, GREY if mark.of is None else style_of(styles[mark.of])[0])
+    for is_other, said in ((False, "published"), (True, OTHER)):
+        if any(mark.x is not None and mark.is_other == is_other for mark in marks):
+            axes.plot([], [], "*", **_look(GREY, is_other), markersize=11, linestyle="none", label=said)
     _number_axis(axes, np.concatenate([curve.x for curve in curves]))
     axes.set_xlabel(labels.x)
     axes.set_ylabel(labels.y)
@@ -163,14 +169,22 @@ def _number_axis(axes: "Axes", x: Array) -> None:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _mark(axes: "Axes", mark: Mark) -> None:
-    colour = GREY if mark.of is None else style_of(mark.of)[0]
+OTHER = "published, another protocol"
+"""What the legend calls values that are not of the runs' own protocol."""
+
+
+def _look(colour: str, is_other: bool) -> dict[str, Any]:
+    """Of a published value: filled, or hollow where it is of another protocol."""
+    if is_other:
+        return {"color": "white", "markeredgecolor": colour, "markeredgewidth": 1.4}
+    return {"color": colour, "markeredgecolor": "black", "markeredgewidth": 0.8}
+
+
+def _mark(axes: "Axes", mark: Mark, colour: str) -> None:
     if mark.x is None:
-        axes.axhline(mark.y, color=colour, linewidth=1.2, linestyle=(0, (1, 1.5)), zorder=1, label=mark.label)
+        label = f"{mark.label} (another protocol)" if mark.is_other else mark.label
+        style = (0, (1, 4)) if mark.is_other else (0, (1, 1.5))
+        axes.axhline(mark.y, color=colour, linewidth=1.2, linestyle=style, zorder=1, label=label)
         return
-    symbol = "v" if mark.is_bound else "*"
-    size = 8 if mark.is_bound else 11
-    axes.plot(
-        mark.x, mark.y, symbol, color="white", markeredgecolor=colour, markeredgewidth=1.4, markersize=size,
-        clip_on=False, zorder=5,
-    )  # fmt: skip
+    symbol, size = ("v", 8) if mark.is_bound else ("*", 12)
+    axes.plot(mark.x, mark.y, symbol, **_look(colour, mark.is_other), markersize=size, clip_on=False, zorder=5)
