@@ -50,6 +50,15 @@ MISTAKES = [
     (["selection=best"], "selection: Invalid value 'best', expected one of [val_best, last, test_oracle]"),
     (["learner.betas=0.9"], "learner.betas: must be a list"),
     (["learner.lrr=0.1"], "learner.lrr: there is no such setting; did you mean learner.lr?"),
+    (
+        ["experiment=incremental_cifar/continual_backprop", "learner=redo"],
+        "learner.replacement_rate: experiment=incremental_cifar/continual_backprop sets it, and learner=redo has no "
+        "such setting; begin with experiment=incremental_cifar",
+    ),
+    (
+        ["experiment=incremental_cifar/continual_backprop", "learner=redo", "learner.replacement_rate=1"],
+        "learner.replacement_rate: there is no such setting",
+    ),
     (["lerner.lr=0.1"], "lerner.lr: there is no such setting; did you mean learner.lr?"),
     (["+learner.nesterov=true"], "learner.nesterov: there is no such setting; there are: "),
     (["+foo=1"], "foo: there is no such setting; there are: "),

@@ -78,7 +78,7 @@ def build(config: DictConfig, overrides: Sequence[str] = ()) -> Plan:
     settings = merge(Settings, {key: value for key, value in nodes.items() if key in top}, "")
     extra = [key for key in nodes if key not in top and key not in GROUPS]
     analyses = [_analysis(key, nodes[key], [*top, *GROUPS]) for key in extra]
-    parts = {key: component(nodes.get(key), key) for key in GROUPS}
+    parts = {key: _chosen(nodes.get(key), key, overrides) for key in GROUPS}
     for analysis in analyses:
         if isinstance(analysis, Analysis):
             analysis.take_components(parts["net"], parts["learner"])
@@ -160,6 +160,22 @@ def plain(config: DictConfig) -> dict[str, Any]:
         return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
+
+
+def _chosen(node: Any, group: str, overrides: Sequence[str]) -> Any:
+    """The component of a group; says so where the arm of a study sets what the one chosen instead does not have."""
+    try:
+        return component(node, group)
+    except ConfigError as error:
+        key, _, what = str(error).partition(": ")
+        given = {_key(override): override.partition("=")[2] for override in overrides}
+        study, is_arm, _ = given.get("experiment", "").partition("/")
+        if not is_arm or group not in given or key in given or not what.startswith("there is no such setting"):
+            raise
+        raise ConfigError(
+            f"{key}: experiment={given['experiment']} sets it, and {group}={given[group]} has no such setting; "
+            f"begin with experiment={study}"
+        ) from None
 
 
 def component(node: Any, key: str) -> Any:
