@@ -11,8 +11,8 @@ LAYERS = [
     {"app", "samples", "launch", "sweep"},
     {"table", "collect"},
     {"experiment", "make", "analyze", "build", "load", "identity", "settings", "source", "replicas", "desk", "__init__"}
-    | {"branch", "rehearsal"},
-    {"trainer", "trained_run", "listening", "replay", "loop", "follow", "analysis"},
+    | {"branch", "rehearsal", "trial"},
+    {"trainer", "trained_run", "listening", "presentation", "replay", "loop", "follow", "analysis"},
     {"learner"},
     {"task_shift_mode", "data", "net", "event", "formats", "landscape"},
     {"measure", "run", "figure", "selection"},

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from plans import make_plan
-from plastiscope import app, rehearsal
+from plastiscope import app, loop, trial
 from plastiscope.error import ConfigError
-from plastiscope.event import Callback, Context
+from plastiscope.event import Callback, Context, EpochRecord
 from plastiscope.experiment import run
 from plastiscope.rehearsal import rehearse
 from plastiscope.run.forecast import Cost, Forecast, amount, duration
@@ -46,7 +47,7 @@ def weight(folder: Path) -> int:
 def short():
     """Fewer steps are timed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rehearsal, "STEPS_S", 0.1)
+        patch.setattr(trial, "STEPS_S", 0.1)
         yield
 
 
@@ -92,6 +93,126 @@ def test_seconds_are_there_and_add_up(both):
     assert forecast.seconds == pytest.approx(sum(each) + forecast.training + forecast.evaluation)
 
 
+@dataclass
+class Clock:
+    """A clock that goes a little each time it is asked, and where somebody says that something has taken long."""
+
+    now: float = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 1e-3
+        return self.now
+
+
+CLOCK = Clock()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds of a rehearsal are those of `CLOCK`."""
+    monkeypatch.setattr(trial, "time", CLOCK)
+    return CLOCK
+
+
+@dataclass(kw_only=True)
+class Listener(Callback):
+    """Takes 100 s in each step and 1,000 s in the last one of an epoch; may hear that one alone."""
+
+    name = "listener"
+    every: int = 1
+    only_last: bool = False
+    writes: bool = False
+
+    def hears(self, event: str, is_last: bool) -> bool:
+        return super().hears(event, is_last) and (is_last or not self.only_last)
+
+    def on_backward(self, context: Context) -> None:
+        assert all(parameter.grad is not None for parameter in context.net.parameters())
+        CLOCK.now += 400.0 if context.is_last_batch else 40.0
+
+    def on_batch_end(self, context: Context) -> None:
+        assert context.batch.targets.ndim == context.losses.ndim == 1
+        CLOCK.now += 600.0 if context.is_last_batch else 60.0
+
+    def on_epoch_end(self, context: Context) -> None:
+        if self.writes:
+            (context.folder(self.name) / f"{context.epochs_completed}").write_bytes(bytes(10))
+
+
+HEARD = ("num_tasks=4", "epochs=3", "batch_size=16", "threads=1", "data.samples_per_class=20", "analysis=[]")
+
+
+@pytest.mark.parametrize(
+    ("listener", "changes", "steps", "last_steps"),
+    [
+        ({}, (), 4 * 3 * 12, 4 * 3),  # 200 samples: 13 steps an epoch, one of them the last
+        ({"only_last": True}, (), 0, 4 * 3),
+        ({"every": 2}, (), 4 * 3 * 12, 4 * 3),  # tasks are looked at every other time, steps always
+        ({"every": 2, "writes": True}, (), 8 * 12, 8),  # after epochs 2, 3, 4, 6, 8, 9, 10, 12
+        ({}, ("batch_size=200",), 0, 4 * 3),  # each step is an epoch's last one
+        ({}, ("replicas=3", "learner.autograd=false"), 4 * 3 * 12, 4 * 3),
+    ],
+)
+def test_what_an_analysis_does_in_the_steps_counts(clock, listener, changes, steps, last_steps):
+    plan = make_plan(*HEARD, "task_shift_mode=permuted_input", *changes)
+    plan.analyses.append(Listener(**listener))
+    said = rehearse(plan, Path("none"), None)
+    assert said.analyses["listener"].seconds == pytest.approx(100 * steps + 1_000 * last_steps, rel=1e-3)
+    assert said.training < 10  # their time is not the steps' own
+
+
+def test_each_step_of_an_epoch_is_heard_once_if_there_is_time(clock, monkeypatch):
+    heard = []
+    monkeypatch.setattr(Steps, "on_batch_end", lambda self, context: heard.append(context.batch_index))
+    plan = make_plan(*HEARD, "task_shift_mode=permuted_input")
+    plan.analyses.append(Steps())
+    rehearse(plan, Path("none"), None)
+    assert heard == list(range(13))
+
+
+def test_an_analysis_that_takes_too_long_in_a_step_is_given_up(monkeypatch):
+    monkeypatch.setattr(trial, "LOOK_S", 1e-6)
+    plan = make_plan(*HEARD)
+    plan.analyses.append(Steps())
+    monkeypatch.setattr(Steps, "on_batch_end", lambda self, context: [None for _ in range(10**9)])
+    assert rehearse(plan, Path("none"), None).analyses["steps"].note == "a look takes more than 0 s"
+
+
+def test_an_analysis_that_keeps_what_the_steps_saw_may_see_a_part_of_them(monkeypatch):
+    monkeypatch.setattr(trial, "STEPS_S", 0.0)
+    said = rehearse(make_plan(*HEARD, "analysis=[csl]", "csl.mode=online"), Path("none"), None)
+    assert said.analyses["csl"].looks == 12
+
+
+def test_samples_that_are_evaluated(clock, monkeypatch, tmp_path):
+    """After every other epoch and a task's last one, and once more of the weights that the task ends with."""
+    few = (*HEARD, "eval_every=2", "epochs=5")
+    scored, evaluate = 0, loop.evaluate
+
+    def counted(net, task, samples, epochs_completed):
+        nonlocal scored
+        scored += len(samples)
+        return evaluate(net, task, samples, epochs_completed)
+
+    def slow(net, task, samples, epochs_completed):
+        CLOCK.now += 100.0 * len(samples)
+
+    monkeypatch.setattr(loop, "evaluate", counted)
+    monkeypatch.setattr(trial, "evaluate", slow)
+    said = rehearse(make_plan(*few), tmp_path / "run", None)
+    run(make_plan(*few), tmp_path / "run")
+    assert said.evaluation == pytest.approx(100 * scored, rel=1e-3)
+
+
+def test_a_checkpoint_within_an_epoch_holds_a_loss_and_a_hit_of_each_sample():
+    few = ("num_tasks=2", "epochs=1", "threads=1", "analysis=[]", "task_shift_mode=permuted_input", "net.widths=[4]")
+    said = [rehearse(make_plan(*few, f"data.samples_per_class={n}"), Path("none"), None) for n in (20, 60)]
+    record = EpochRecord.empty(10 * (60 - 20), torch.device("cpu"))
+    slots = 2
+    each = record.losses.nbytes + record.correct.nbytes
+    assert said[1].sizes["checkpoint"] - said[0].sizes["checkpoint"] == slots * each
+
+
 def test_the_middle_of_classes_that_add_up_is_their_mean():
     plan = make_plan("num_tasks=5", "epochs=1", "threads=1", "analysis=[]", "data.samples_per_class=20")
     said = rehearse(plan, Path("none"), None)
@@ -125,7 +246,7 @@ def test_an_analysis_that_can_tell_is_not_tried():
 
 
 def test_a_look_that_takes_too_long_is_given_up(monkeypatch):
-    monkeypatch.setattr(rehearsal, "LOOK_S", 1e-4)
+    monkeypatch.setattr(trial, "LOOK_S", 1e-4)
     few = ("num_tasks=2", "epochs=1", "threads=1", "data.samples_per_class=10", "analysis=[representation]")
     said = rehearse(make_plan(*few), Path("none"), None)
     assert said.analyses["representation"].seconds is None

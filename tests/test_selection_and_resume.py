@@ -14,9 +14,9 @@ from plastiscope.error import RunError
 from plastiscope.event import Callback
 from plastiscope.experiment import run
 from plastiscope.make import load_tasks, make_net
+from plastiscope.presentation import epoch_order
 from plastiscope.run.checkpoint import Checkpoints
 from plastiscope.run.log import read_rows
-from plastiscope.trainer import epoch_order
 
 TINY = ("epochs=3", "threads=1", "analysis=[]", "data.samples_per_class=20", "batch_size=16")
 

@@ -12,8 +12,8 @@ from plastiscope.error import ConfigError, RunError
 from plastiscope.event import Callback, Context
 from plastiscope.experiment import run
 from plastiscope.make import load_tasks, make_net
+from plastiscope.presentation import epoch_order
 from plastiscope.run.log import read_rows
-from plastiscope.trainer import epoch_order
 
 TINY = ("num_tasks=2", "epochs=3", "threads=1", "analysis=[]", "data.samples_per_class=20")
 

@@ -17,11 +17,10 @@ from plastiscope.follow import follow, left_to_the_first
 from plastiscope.identity import changed_since, holds_finished
 from plastiscope.learner.training_forward import Precision, products_in
 from plastiscope.loop import Loop
-from plastiscope.make import choose_device, make_all, make_context, set_threads, training_forward
+from plastiscope.make import choose_device, make_all, make_context, make_run, set_threads, training_forward
 from plastiscope.replay import Replay, goes_on, refuse_training
 from plastiscope.replicas import (
     Made,
-    optimizer_of,
 )
 from plastiscope.run.checkpoint import Checkpoints
 from plastiscope.run.folder import in_use
@@ -34,9 +33,8 @@ from plastiscope.run.signals import Preempted
 from plastiscope.run.snapshots import Snapshots
 from plastiscope.run.status import State, write_status
 from plastiscope.run.storage import read_json
-from plastiscope.selection import BestWeights
 from plastiscope.source import Source, check_data, open_source, with_class_order
-from plastiscope.trainer import Position, TrainedRun, Trainer
+from plastiscope.trainer import Position, Trainer
 
 
 def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
@@ -205,18 +203,12 @@ def resume(folder: Path, changes: list[str], trust: bool = False) -> None:
 
 
 def _trainer(made: Made, processes: Processes, desk: Desk, first_task: int = 0) -> Trainer:
-    settings, learner = made.plan.settings, made.learner
-    runs = []
-    for r, (plan, journal) in enumerate(zip(made.plans, desk.journals, strict=True)):
-        context = make_context(plan, made.shifts[r], learner, journal.snapshots, journal.samples, journal.folder)
-        context.processes = processes
-        if learner.lead:
-            context.net = made.nets[r]
-            context.optimizer = optimizer_of(learner.optimizer, learner.net, context.net)
-        best = BestWeights(settings.selection)
-        runs.append(TrainedRun(index=r, context=context, callbacks=plan.analyses, journal=journal, best=best))
+    settings = made.plan.settings
+    runs = [make_run(made, r, journal) for r, journal in enumerate(desk.journals)]
+    for run in runs:
+        run.context.processes = processes
     return Trainer(
-        learner=learner,
+        learner=made.learner,
         runs=runs,
         keeper=desk.keeper,
         batch_size=settings.batch_size,

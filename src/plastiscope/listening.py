@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from plastiscope.data.samples import Batch
@@ -25,6 +26,32 @@ class Listening:
         self.learner, self.runs = learner, runs
         self._any: list[TrainedRun] = []
         self._batch_end: Heard = []
+
+    def make_steps(self, block: Batch, first: int, is_last: bool, stopped: Callable[[], bool]) -> tuple[Tensor, Tensor]:
+        """Make the steps of a block, as one where nobody listens; or as many as come before it is to stop.
+
+        Args:
+            block: batches [steps, *lead, b, ...]; the epoch's last one is by itself.
+            first: index of the first of them in the epoch.
+            is_last: it is the epoch's last one.
+            stopped: asked after each step that is made by itself.
+
+        Returns:
+            Losses [steps, *lead, b] and outputs [steps, *lead, b, k] of the steps that were made.
+        """
+        is_heard = self.connect(is_last)
+        if self.learner.works_in_blocks and not is_heard:
+            return self.learner.step_block(block)
+        losses, outputs = [], []
+        for batch_index, batch in enumerate(block.steps(), first):
+            self.begin_step(batch_index)
+            loss, output = self.learner.step(batch)
+            losses.append(loss)
+            outputs.append(output)
+            self.end_step(batch, loss, output)
+            if stopped():
+                break
+        return torch.stack(losses), torch.stack(outputs)
 
     def connect(self, is_last: bool) -> bool:
         """Connect those that hear the epoch's last step, or another one; whether there are any."""

@@ -25,6 +25,7 @@ from plastiscope.replicas import (
     check_memory,
     check_tasks,
     memory_of_a_run,
+    optimizer_of,
     plans_of,
     refuse_loaders,
     refuse_what_is_slower,
@@ -32,10 +33,12 @@ from plastiscope.replicas import (
     views_of,
 )
 from plastiscope.run.generators import seed_generators
+from plastiscope.run.journal import Journal
 from plastiscope.run.sample_store import SampleStore
 from plastiscope.run.snapshots import SavedWeights
-from plastiscope.selection import Selection
+from plastiscope.selection import BestWeights, Selection
 from plastiscope.task_shift_mode.task import TaskShift
+from plastiscope.trained_run import TrainedRun
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -217,3 +220,14 @@ def make_context(
         data_name=plan.data_name,
         label_noise=float(getattr(plan.data, "label_noise", 0.0)),
     )
+
+
+def make_run(made: Made, r: int, journal: Journal) -> TrainedRun:
+    """One of the runs that are trained, which writes through `journal`."""
+    plan, learner = made.plans[r], made.learner
+    context = make_context(plan, made.shifts[r], learner, journal.snapshots, journal.samples, journal.folder)
+    if learner.lead:
+        context.net = made.nets[r]
+        context.optimizer = optimizer_of(learner.optimizer, learner.net, context.net)
+    best = BestWeights(plan.settings.selection)
+    return TrainedRun(index=r, context=context, callbacks=plan.analyses, journal=journal, best=best)

@@ -5,17 +5,10 @@ task in the middle of the run, are timed on them: where costs grow with the task
 What the looks write goes into a temporary folder and is weighed. Then all of it is thrown away.
 """
 
-import copy
-import io
-import signal
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,32 +16,22 @@ import torch
 
 from plastiscope.branch import open_branches
 from plastiscope.build import Plan
-from plastiscope.data.samples import Batch, side_by_side
-from plastiscope.event import Callback, Context, EpochRecord, listeners, undisturbed
-from plastiscope.learner.training_forward import products_in
 from plastiscope.loop import is_evaluated
-from plastiscope.make import choose_device, make_all, make_context, set_threads, training_forward
+from plastiscope.make import choose_device, make_all, set_threads, training_forward
 from plastiscope.replicas import Made
 from plastiscope.run.checkpoint import Checkpoints
 from plastiscope.run.forecast import Cost, Forecast
 from plastiscope.run.generators import generator_states
-from plastiscope.run.sample_store import SampleStore
-from plastiscope.run.snapshots import Snapshots
 from plastiscope.selection import Selection
 from plastiscope.source import saved_epochs
-from plastiscope.task_shift_mode.task import Task, TaskShift, evaluate
-from plastiscope.trainer import GATHERED, MOST_STEPS, Position, presentation_order
+from plastiscope.task_shift_mode.task import TaskShift
+from plastiscope.trainer import Position
+from plastiscope.trial import Look, Measured, measure, saved
 
 Counts = npt.NDArray[np.float64]
 
 LOOKED_AT = 200
 """Tasks whose sizes are asked for, evenly spread; the others lie on the line between their neighbours."""
-STEPS_S = 2.0
-"""Seconds of steps that are timed, about."""
-SCORED = 512
-"""Samples on which an evaluation is timed, at most."""
-LOOK_S = 20.0
-"""Seconds after which an event of a look is given up."""
 
 
 def rehearse(plan: Plan, folder: Path, stored: dict[str, Any] | None) -> Forecast:
@@ -74,7 +57,7 @@ def rehearse(plan: Plan, folder: Path, stored: dict[str, Any] | None) -> Forecas
         made.learner.through = training_forward(plan, made.learner, device)
         tasks = range(branches[0].first_task if branches else 0, plan.settings.num_tasks)
         with tempfile.TemporaryDirectory() as scratch:
-            measured = _measure(made, tasks[len(tasks) // 2], device, Path(scratch))
+            measured = measure(made, tasks[len(tasks) // 2], device, Path(scratch))
         left = None if stored is None else _forecast(made, _position(folder, tasks[0]), measured, device)
         return replace(_forecast(made, Position(tasks[0]), measured, device), left=left)
     finally:
@@ -102,59 +85,73 @@ def sizes_of_tasks(shift: TaskShift, tasks: range) -> tuple[Counts, Counts]:
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """What was timed: seconds of a step and of a scored sample, and a look of each analysis."""
+class _Ahead:
+    """What is to come, of one run.
 
-    a_step: float
-    a_sample: float
-    looks: dict[str, "_Look"]
+    Attributes:
+        tasks: that are not done.
+        epochs: of each.
+        ends: epochs completed at the ends of the epochs to come.
+        steps, presentations, scores: numbers of steps, of samples trained on, and of samples evaluated.
+        largest: samples of the largest task.
+    """
+
+    tasks: range
+    epochs: int
+    ends: range
+    steps: int
+    presentations: int
+    scores: int
+    largest: int
+
+    def due_tasks(self, every: int) -> int:
+        """Tasks after which a look is due, every so many tasks."""
+        return sum((k + 1) % every == 0 for k in self.tasks)
+
+    def due_epochs(self, every: int) -> int:
+        """Epochs after which a look is due, every so many epochs and at a task's end."""
+        return sum(e % every == 0 or e % self.epochs == 0 for e in self.ends)
 
 
-def _measure(made: Made, k: int, device: torch.device, scratch: Path) -> _Measured:
-    """All that is timed, at task k."""
-    a_sample = _seconds_per_scored_sample(made, made.shifts[0].task(k), device)
-    context = _context(made, scratch, k)
-    try:
-        looks = {analysis.name: _look(made, analysis, context) for analysis in made.plans[0].analyses}
-    finally:
-        context.sample_store.close()
-    with products_in(made.plan.settings.precision):
-        a_step = _seconds_per_step(made, k, device)
-    return _Measured(a_step, a_sample, looks)
-
-
-def _forecast(made: Made, start: Position, measured: _Measured, device: torch.device) -> Forecast:
-    """Of all from `start` on."""
+def _ahead(made: Made, start: Position, trained: Counts, scored: Counts) -> _Ahead:
+    """All from `start` on; the tasks that are not done have so many samples to train on and to evaluate."""
     settings, epochs = made.plan.settings, made.plan.settings.epochs
-    tasks = range(start.task, settings.num_tasks)
-    trained, scored = sizes_of_tasks(made.shifts[0], tasks)
-    per_epoch, first = np.ceil(trained / settings.batch_size), min(len(tasks), 1)
-    steps = int(epochs * per_epoch.sum() - first * start.epoch * per_epoch[:1].sum() - start.batch)
-    done = start.epoch * trained[:1].sum() + start.batch * settings.batch_size
+    tasks, first = range(start.task, settings.num_tasks), slice(0, 1)  # of the first one a part may be done
+    steps = np.ceil(trained / settings.batch_size)
     evaluations = [is_evaluated(e, epochs, settings.eval_every) for e in range(epochs)] + [True]
-    scores = sum(evaluations) * scored.sum() - sum(evaluations[: start.epoch]) * scored[:1].sum()
-    analyses = {
-        analysis.name: _cost(measured.looks[analysis.name], getattr(analysis, "every", 1), start, tasks, epochs)
-        for analysis in made.plans[0].analyses
-    }
-    presentations = int(epochs * trained.sum() - done)
+    done = start.epoch * trained[first].sum() + start.batch * settings.batch_size
+    return _Ahead(
+        tasks=tasks,
+        epochs=epochs,
+        ends=range(start.task * epochs + start.epoch + 1, tasks.stop * epochs + 1),
+        steps=int(epochs * steps.sum() - start.epoch * steps[first].sum() - start.batch),
+        presentations=int(epochs * trained.sum() - done),
+        scores=int(sum(evaluations) * scored.sum() - sum(evaluations[: start.epoch]) * scored[first].sum()),
+        largest=int(trained.max(initial=0)),
+    )
+
+
+def _forecast(made: Made, start: Position, measured: Measured, device: torch.device) -> Forecast:
+    """Of all from `start` on."""
+    trained, scored = sizes_of_tasks(made.shifts[0], range(start.task, made.plan.settings.num_tasks))
+    ahead = _ahead(made, start, trained, scored)
+    every = {analysis.name: getattr(analysis, "every", 1) for analysis in made.plans[0].analyses}
+    analyses = {name: _cost(look, every[name], ahead) for name, look in measured.looks.items()}
     return Forecast(
-        facts=_facts(made, tasks, trained, steps, presentations, device) if len(tasks) else {},
-        steps=steps,
-        presentations=presentations,
-        training=measured.a_step * steps,
-        evaluation=measured.a_sample * float(scores) * len(made.plans),
+        facts=_facts(made, ahead, trained, device) if ahead.tasks else {},
+        steps=ahead.steps,
+        presentations=ahead.presentations,
+        training=measured.a_step * ahead.steps,
+        evaluation=measured.a_sample * ahead.scores * len(made.plans),
         analyses=analyses,
-        sizes=_sizes(made, start, int(trained.max(initial=0)), sum(cost.state for cost in analyses.values())),
+        sizes=_sizes(made, start, ahead.largest, sum(cost.state for cost in analyses.values())),
         runs=len(made.plans),
     )
 
 
-def _facts(
-    made: Made, tasks: range, trained: Counts, steps: int, presentations: int, device: torch.device
-) -> dict[str, str]:
+def _facts(made: Made, ahead: _Ahead, trained: Counts, device: torch.device) -> dict[str, str]:
     """What the run is."""
-    plan, settings = made.plan, made.plan.settings
+    plan, settings, tasks = made.plan, made.plan.settings, ahead.tasks
     parameters = sum(p.numel() for p in made.nets[0].parameters())
     learner = type(plan.learner).__module__.rpartition(".")[2]
     seeds = ", ".join(str(one.settings.seed) for one in made.plans)
@@ -164,217 +161,24 @@ def _facts(
         "run": f"{settings.name}, seed {seeds}; {device}, threads {torch.get_num_threads()}",
         "network": f"{plan.arch}, {parameters:,} parameters; learner {learner}",
         "tasks": f"{len(tasks):,}{which} of {settings.epochs:,} epochs, {counts} training samples each",
-        "steps": f"{steps:,} of batch {settings.batch_size}, {presentations:,} presentations",
+        "steps": f"{ahead.steps:,} of batch {settings.batch_size}, {ahead.presentations:,} presentations",
     }
 
 
-def _seconds_per_step(made: Made, k: int, device: torch.device) -> float:
-    """Of steps at task k; the first one does not count."""
-    learner, tasks = made.learner, [shift.task(k) for shift in made.shifts]
-    _begin(made, tasks[0])
-    seconds, steps = 0.0, 0
-    for number, block in enumerate(_blocks(made, tasks)):
-        began = _now(device)
-        if learner.works_in_blocks:
-            learner.step_block(block)
-        else:
-            for batch in block.steps():
-                learner.step(batch)
-        if number > 0:
-            seconds, steps = seconds + _now(device) - began, steps + len(block.targets)
-        if seconds >= STEPS_S:
-            break
-    return seconds / steps
-
-
-def _begin(made: Made, task: Task) -> None:
-    made.learner.take_up(task)
-    made.learner.begin_task(task)
-    made.learner.net.train()
-    made.learner.begin_epoch(0, made.plan.settings.epochs)
-
-
-def _blocks(made: Made, tasks: Sequence[Task]) -> Iterator[Batch]:
-    """A block of one step, then blocks as the trainer makes them, of one epoch after the other."""
-    size = min(made.plan.settings.batch_size, len(tasks[0].train))
-    values = int(np.prod(tasks[0].train.input_shape)) * size * len(tasks)
-    most = max(1, min(MOST_STEPS, GATHERED // values))
-    for epoch in range(1_000):
-        both = list(zip(tasks, made.plans, strict=True))
-        orders = [presentation_order(task.train, plan.settings.seed, task.index, epoch) for task, plan in both]
-        whole = [order[: len(order) // size * size] for order in (orders if epoch else [o[:size] for o in orders])]
-        streams = [task.train.blocks(size, most, order, 0) for task, order in zip(tasks, whole, strict=True)]
-        for blocks in zip(*streams, strict=True):
-            yield side_by_side(blocks, 1) if made.learner.lead else blocks[0]
-
-
-def _seconds_per_scored_sample(made: Made, task: Task, device: torch.device) -> float:
-    """Of an evaluation at a task, its first pass left out; 0 without samples to evaluate on."""
-    pools = [samples for samples in (task.test, task.validation) if samples is not None and len(samples)]
-    if not pools:
-        return 0.0
-    some = pools[0].select(torch.arange(min(SCORED, len(pools[0])), device=pools[0].rows.device))
-    with undisturbed(made.nets[0]):
-        evaluate(made.nets[0], task, some, 0)
-        began = _now(device)
-        evaluate(made.nets[0], task, some, 0)
-        return (_now(device) - began) / len(some)
-
-
-def _now(device: torch.device) -> float:
-    """The time when all that was asked of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def _context(made: Made, scratch: Path, k: int) -> Context:
-    """What the first run's analyses see at task k, were there one epoch a task and the weights still the first ones."""
-    net, snapshots = made.nets[0], Snapshots(scratch / "snapshots")
-    for epochs in sorted({0, k}):
-        snapshots.save(epochs, net.state_dict())
-    samples = SampleStore(scratch / "samples")
-    context = make_context(made.plans[0], made.shifts[0], made.learner, snapshots, samples, scratch)
-    context.net, context.task, context.epochs = net, made.shifts[0].task(k), 1
-    context.order = presentation_order(context.task.train, context.seed, k, 0)
-    context.record = EpochRecord.empty(len(context.order), context.order.device)
-    context.num_batches = -(-len(context.order) // context.batch_size)
-    return context
-
-
-def _cost(look: "_Look", every: int, start: Position, tasks: range, epochs: int) -> Cost:
+def _cost(look: Look, every: int, ahead: _Ahead) -> Cost:
     """Of an analysis that looks every so many tasks or, if it writes at an epoch's end, every so many epochs."""
-    by_task = sum((k + 1) % every == 0 for k in tasks)
+    due_tasks, epochs = ahead.due_tasks(every), len(ahead.ends)
     if look.told is not None:
-        return Cost(by_task, by_task * look.told)
+        return Cost(due_tasks, due_tasks * look.told)
     if look.note:
-        return Cost(by_task, None, note=look.note)
-    to_come = range(start.task * epochs + start.epoch + 1, tasks.stop * epochs + 1)
-    looks, times, ends = by_task, len(to_come), by_task
-    if look.in_epoch.size:
-        times = looks = sum(e % every == 0 or e % epochs == 0 for e in to_come)
-        ends = len(tasks)
-    seconds, size = (times * x + ends * y for x, y in zip(look.in_epoch, look.in_task, strict=True))
-    return Cost(looks, seconds, size, look.state)
-
-
-class _Spent(NamedTuple):
-    """Of some events."""
-
-    seconds: float
-    size: int
-
-
-NOTHING = _Spent(0.0, 0)
-
-
-@dataclass(frozen=True)
-class _Look:
-    """What one look of an analysis took.
-
-    Attributes:
-        told: seconds that it tells without looking; None where it was tried.
-        in_epoch, in_task: what it spent at an epoch's and a task's events.
-        state: bytes of its state.
-        note: why it was given up.
-    """
-
-    told: float | None = None
-    in_epoch: _Spent = NOTHING
-    in_task: _Spent = NOTHING
-    state: float = 0.0
-    note: str = ""
-
-
-def _look(made: Made, analysis: Callback, context: Context) -> _Look:
-    """One look of an analysis at the context's task."""
-    tried = copy.deepcopy(analysis)
-    if hasattr(tried, "every"):
-        tried.every = 1  # so that the look is due
-    told = tried.forecast(context)
-    if told is not None:
-        return _Look(told)
-    try:
-        in_epoch, in_task = _try(made, tried, context)
-    except _TooLongError:
-        return _Look(note=f"a look takes more than {LOOK_S:.0f} s")
-    return _Look(None, in_epoch, in_task, _saved(tried.state_dict()))
-
-
-def _try(made: Made, analysis: Callback, context: Context) -> tuple[_Spent, _Spent]:
-    """What an analysis spends at an epoch's beginning and end, and as a task begins and ends."""
-
-    def fire(event: str) -> _Spent:
-        before, began = _weight(context.run_folder), time.perf_counter()
-        with undisturbed(context.net), _limited(LOOK_S):
-            getattr(analysis, event)(context)
-        return _Spent(time.perf_counter() - began, _weight(context.run_folder) - before)
-
-    context.epoch, context.epochs_completed = 0, context.task_idx
-    fire("on_run_begin")
-    begin, epoch = fire("on_task_begin"), fire("on_epoch_begin")
-    _heard_step(made, analysis, context)
-    context.epochs_completed += 1
-    epoch_end, end = fire("on_epoch_end"), fire("on_task_end")
-    in_epoch = _Spent(epoch.seconds + epoch_end.seconds, epoch.size + epoch_end.size)
-    return in_epoch, _Spent(begin.seconds + end.seconds, begin.size + end.size)
-
-
-def _heard_step(made: Made, analysis: Callback, context: Context) -> None:
-    """The last step of an epoch, to which the analysis listens; of runs that advance together there is none to show."""
-    learner, task, order = made.learner, context.current_task, context.order
-    if learner.lead or order is None:
-        return
-    _begin(made, task)
-    context.batch_index = context.num_batches - 1
-    batch = task.train.gather(order[: context.batch_size], 0)
-    learner.on_backward = partial(_tell, analysis, "on_backward", context)
-    learner.on_update = partial(_tell, analysis, "on_update", context)
-    context.losses, context.logits = learner.step(batch)
-    context.batch = batch
-    learner.on_backward = learner.on_update = None
-    _tell(analysis, "on_batch_end", context)
-
-
-def _tell(analysis: Callback, event: str, context: Context) -> None:
-    for listener in listeners([analysis], event, True):
-        listener(context)
-
-
-class _TooLongError(Exception):
-    """A look was given up."""
-
-
-@contextmanager
-def _limited(seconds: float) -> Iterator[None]:
-    """Give up after so many seconds, where this is the thread that hears signals."""
-
-    def give_up(*_: Any) -> None:
-        raise _TooLongError
-
-    try:
-        before: Callable[..., Any] | int | None = signal.signal(signal.SIGALRM, give_up)
-    except ValueError:
-        yield
-        return
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def _weight(folder: Path) -> int:
-    """Bytes of the files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _saved(content: Any) -> int:
-    """Bytes of a torch file."""
-    file = io.BytesIO()
-    torch.save(content, file)
-    return file.tell()
+        return Cost(due_tasks, None, note=look.note)
+    of_epochs = look.in_epoch.size > 0
+    looks, tasks = (ahead.due_epochs(every), len(ahead.tasks)) if of_epochs else (due_tasks, due_tasks)
+    heard = looks if of_epochs else epochs  # in these epochs it does something at the end, and in the steps
+    steps = (ahead.steps - epochs) * heard / max(epochs, 1)  # without the last ones of the epochs
+    seconds = heard * look.in_epoch.seconds + tasks * look.in_task.seconds
+    in_steps = steps * look.a_step + heard * look.last_step
+    return Cost(looks, seconds + in_steps, heard * look.in_epoch.size + tasks * look.in_task.size, look.state)
 
 
 def _sizes(made: Made, start: Position, samples: int, states: float) -> dict[str, float]:
@@ -387,10 +191,10 @@ def _sizes(made: Made, start: Position, samples: int, states: float) -> dict[str
         states: bytes of the analyses' states, of one run.
     """
     settings, learner, runs = made.plan.settings, made.learner, len(made.plans)
-    one = _saved({name: tensor.detach().cpu().contiguous() for name, tensor in made.nets[0].state_dict().items()})
+    one = saved({name: tensor.detach().cpu().contiguous() for name, tensor in made.nets[0].state_dict().items()})
     wanted = {"every": settings.snapshots.every, "keep": settings.snapshots.keep}
-    saved = saved_epochs([0], settings.num_tasks * settings.epochs, settings.epochs, wanted, True)
-    kept = [e for e in saved if e >= start.task * settings.epochs + start.epoch]
+    snapshots = saved_epochs([0], settings.num_tasks * settings.epochs, settings.epochs, wanted, True)
+    kept = [e for e in snapshots if e >= start.task * settings.epochs + start.epoch]
     own = runs * (states + 5 * samples + (0 if settings.selection is Selection.last else one))
-    whole = _saved({"net": learner.net.state_dict(), "learner": learner.state_dict(), "generators": generator_states()})
+    whole = saved({"net": learner.net.state_dict(), "learner": learner.state_dict(), "generators": generator_states()})
     return {"snapshots": runs * len(kept) * one, "checkpoint": 2 * (whole + own)}

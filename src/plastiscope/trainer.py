@@ -21,7 +21,6 @@ served), the buffers, the weights, the learner, the callbacks and the global ran
 state: a run that goes on from a checkpoint equals one that was never stopped, bit for bit.
 """
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plastiscope.data.samples import Batch, Samples, side_by_side
+from plastiscope.data.samples import Batch
 from plastiscope.error import RunError
 from plastiscope.event import Context, EpochRecord
 from plastiscope.learner.learner import Learner
@@ -38,18 +37,14 @@ from plastiscope.learner.training_forward import Precision, products_in
 from plastiscope.listening import Listening
 from plastiscope.loop import Events, Loop, is_evaluated, named
 from plastiscope.measure.evaluation import Scores
-from plastiscope.measure.keyed import named_seed
 from plastiscope.measure.loss import Loss, correct
+from plastiscope.presentation import blocks_of_epoch, presentation_order
 from plastiscope.run.generators import generator_states, load_generator_states
 from plastiscope.run.signals import Preempted
 from plastiscope.task_shift_mode.task import Task, check_alike
 from plastiscope.trained_run import TrainedRun
 
 TASK_LAST = ("epoch_loss", "epoch_accuracy")
-GATHERED = 1 << 20
-"""Input values that are gathered at a time, about; 4 MiB stay in the cache."""
-MOST_STEPS = 256
-"""Steps that are gathered at a time, at most."""
 
 
 @dataclass
@@ -197,44 +192,17 @@ class Trainer(Loop):
         return [run.context.order for run in self.runs if run.context.order is not None], record
 
     def _blocks(self, tasks: Sequence[Task], orders: Sequence[Tensor]) -> Iterator[Batch]:
-        """The batches of the epoch that are left, many at a time, [steps, *lead, b, ...]; the last one by itself."""
-        at, context, size = self.position, self.context, self.batch_size
-        values = math.prod(tasks[0].train.input_shape) * size * len(tasks)
-        steps = max(1, min(MOST_STEPS, GATHERED // values))
-        left = context.num_batches - at.batch
-        streams = [
-            task.train.blocks(size, steps, order, context.epochs_completed, at.batch)
-            for task, order in zip(tasks, orders, strict=True)
-        ]
-        for blocks in zip(*streams, strict=True):
-            block = side_by_side(blocks, 1) if self.learner.lead else blocks[0]
-            n = len(block.targets)
-            left -= n
-            if left or n == 1:
-                yield block
-            else:
-                yield block.each(lambda tensor: tensor[:-1])
-                yield block.each(lambda tensor: tensor[-1:])
+        """The batches of the epoch that are left."""
+        done, size, at = self.context.epochs_completed, self.batch_size, self.position
+        return blocks_of_epoch(tasks, orders, size, done, self.learner.lead, at.batch)
 
     def _steps(self, block: Batch) -> tuple[Tensor, Tensor]:
         """Make the steps of a block, or as many as come before a signal; losses and outputs [steps, ...]."""
-        at, learner, stop = self.position, self.learner, self.keeper.stop
-        is_heard = self._listening.connect(is_last=at.batch + len(block.targets) == self.context.num_batches)
-        if learner.works_in_blocks and not is_heard:
-            made = learner.step_block(block)
-            at.batch += len(block.targets)
-            return made
-        losses, outputs = [], []
-        for batch in block.steps():
-            self._listening.begin_step(at.batch)
-            loss, output = learner.step(batch)
-            losses.append(loss)
-            outputs.append(output)
-            at.batch += 1
-            self._listening.end_step(batch, loss, output)
-            if stop.received is not None:
-                break
-        return torch.stack(losses), torch.stack(outputs)
+        at, stop = self.position, self.keeper.stop
+        is_last = at.batch + len(block.targets) == self.context.num_batches
+        made = self._listening.make_steps(block, at.batch, is_last, lambda: stop.received is not None)
+        at.batch += len(made[0])
+        return made
 
     def _end_epoch(self, tasks: Sequence[Task]) -> None:
         """Accuracies, the epoch's row, selection, checkpoint."""
@@ -352,14 +320,3 @@ class Trainer(Loop):
         for run, own in zip(self.runs, state["runs"], strict=True):
             run.load_state_dict(own, device)
         load_generator_states(state["generators"])
-
-
-def epoch_order(seed: int, task: int, epoch: int, n: int) -> Tensor:
-    """The random order of presentation, int64 [n] on the CPU: a pure function, so any epoch's order can be rebuilt."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed(named_seed(seed, "order", task, epoch)))
-
-
-def presentation_order(samples: Samples, seed: int, task: int, epoch: int) -> Tensor:
-    """Positions in `samples` in the order of presentation in an epoch: their fixed order, or a random one."""
-    fixed = samples.fixed_order()
-    return epoch_order(seed, task, epoch, len(samples)).to(samples.rows.device) if fixed is None else fixed

@@ -11,8 +11,8 @@ from plastiscope.error import ConfigError
 from plastiscope.experiment import run
 from plastiscope.make import load_tasks, make_net
 from plastiscope.measure.evaluation import score
+from plastiscope.presentation import presentation_order
 from plastiscope.run.log import read_rows
-from plastiscope.trainer import presentation_order
 
 FEW = ("data.samples_per_class=9", "data.test_samples_per_class=0", "num_tasks=3", "epochs=2", "batch_size=1")
 NET = ("net=mlp", "net.widths=[8]", "learner.lr=0.01", "learner.momentum=0.0", "threads=1", "selection=last")

@@ -16,9 +16,9 @@ from plastiscope.experiment import run
 from plastiscope.learner.learner import Learner
 from plastiscope.make import load_tasks
 from plastiscope.measure.presentation import order_change
+from plastiscope.presentation import epoch_order
 from plastiscope.run.log import read_rows
 from plastiscope.run.presentation_log import presented_tasks, write_order
-from plastiscope.trainer import epoch_order
 
 SMALL = ("num_tasks=3", "epochs=2", "batch_size=16", "threads=1", "data.samples_per_class=12", "analysis=[tracking]")
 

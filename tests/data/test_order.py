@@ -15,8 +15,8 @@ from plastiscope.experiment import run
 from plastiscope.formats.memorization import read_memorization
 from plastiscope.learner.learner import Learner
 from plastiscope.make import load_tasks, make_net
+from plastiscope.presentation import epoch_order
 from plastiscope.run.log import read_rows
-from plastiscope.trainer import epoch_order
 
 NAN = float("nan")
 FIXED = [order for order in Order if order is not Order.random]

@@ -17,9 +17,9 @@ from plastiscope.event import Context, Numbers
 from plastiscope.formats.tracking_csv import export_tracking
 from plastiscope.measure.loss import Loss
 from plastiscope.measure.presentation import order_change
+from plastiscope.presentation import presentation_order
 from plastiscope.run.presentation_log import finish, write_order
 from plastiscope.task_shift_mode.task import Task
-from plastiscope.trainer import presentation_order
 
 
 @dataclass(kw_only=True)
