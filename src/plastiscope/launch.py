@@ -7,6 +7,7 @@ import pickle
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -61,6 +62,33 @@ class Submitted(Callback):
         hydra.config_loader = KeptConfigs(hydra.config_loader.get_search_path(), kept / "configs" / launch)
         if self.freeze_code:
             import_first(freeze(kept / "code"), config)
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """In a job of SLURM, see to it that it can be requeued."""
+        if "SLURM_JOB_ID" in os.environ and str(config.hydra.launcher.get("_target_")).endswith("SlurmLauncher"):
+            requeue_undisturbed()
+
+
+def requeue_undisturbed() -> None:
+    """Let submitit's `scontrol requeue` end, whatever signals come meanwhile.
+
+    A short grace time is over while it still runs: SLURM then sends SIGTERM to every process of the job. Submitit
+    ignores that, the program that it has started would end of it, and the job would have failed although it is saved.
+    A signal that is ignored as a program starts stays ignored in it.
+    """
+    from submitit.slurm.slurm import SlurmJobEnvironment
+
+    requeue = SlurmJobEnvironment._requeue
+
+    def undisturbed(job: SlurmJobEnvironment, countdown: int) -> None:
+        before = {signum: signal.signal(signum, signal.SIG_IGN) for signum in (signal.SIGTERM, signal.SIGUSR2)}
+        try:
+            requeue(job, countdown)
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    SlurmJobEnvironment._requeue = undisturbed  # type: ignore[assignment]
 
 
 def has_accounting() -> bool:
@@ -239,10 +267,6 @@ class Turns(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         while not any(self.take(folder / str(place)) for place in range(self.at_once)):
             time.sleep(LOOK_EVERY_S)
-
-    def leave(self) -> None:
-        """Let another job have the place."""
-        os.close(self._held)
 
     def take(self, place: Path) -> bool:
         """Take a place, if it is free."""

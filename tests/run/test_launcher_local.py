@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,13 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from submitit.core.utils import FailedJobError, UncompletedJobError
-from submitit.slurm.slurm import SlurmJob
+from submitit.slurm.slurm import SlurmJob, SlurmJobEnvironment
 
 import plastiscope
 from plans import make_plan
 from plastiscope.experiment import run
-from plastiscope.launch import Turns, do_without_accounting, mishap
+from plastiscope.launch import Submitted, Turns, do_without_accounting, mishap
+from plastiscope.run import lock
 from plastiscope.run.code import freeze
 from plastiscope.run.status import read_status
 from plastiscope.run.storage import read_json
@@ -77,17 +79,15 @@ def test_jobs_run_the_code_under_test(tmp_path, checkout):
 
 
 def test_only_so_many_jobs_work_at_once(tmp_path):
-    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
-    first, second, third = Turns(2), Turns(2), Turns(2)
-    first.on_job_start(config)
-    second.on_job_start(config)
-    places = sorted((tmp_path / ".submitit" / "turns").iterdir())
-    assert [place.name for place in places] == ["0", "1"]
-    assert not any(third.take(place) for place in places)
-    second.leave()
-    assert [third.take(place) for place in places] == [False, True]
-    first.leave()
-    third.leave()
+    """A job that waits takes the place of one that has ended, which is what the system does to its lock."""
+    places = [tmp_path / ".submitit" / "turns" / name for name in ("0", "1")]
+    others, turns = [lock.take(place) for place in places], Turns(2)
+    assert not any(turns.take(place) for place in places)
+    others[1].close()
+    turns.on_job_start(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    assert lock.is_held(places[1])
+    others[0].close()
+    assert not lock.is_held(places[0])
 
 
 def test_one_turn_for_all_processes_of_a_job(tmp_path, monkeypatch):
@@ -108,6 +108,27 @@ def test_site_file_of_the_documentation_inherits(tmp_path):
     assert launcher._target_.endswith("SlurmLauncher")
     assert (launcher.partition, launcher.timeout_min, launcher.max_num_timeout) == ("gpu", 720, 20)
     assert launcher.additional_parameters == {"requeue": True, "mail-type": "FAIL"}
+
+
+def test_the_end_of_the_grace_time_does_not_end_the_requeue(tmp_path, monkeypatch):
+    """Every process of the job then gets SIGTERM, while submitit's call of scontrol is under way."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\nkill -TERM $$ $PPID\nkill -USR2 $$\necho "$@" > {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setattr(SlurmJobEnvironment, "_requeue", SlurmJobEnvironment._requeue)  # as it is, when this is over
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+    try:
+        launcher = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"}
+        Submitted().on_job_start(OmegaConf.create({"hydra": {"launcher": launcher}}))
+        SlurmJobEnvironment()._requeue(3)
+        assert (tmp_path / "asked").read_text() == "requeue 17\n"
+        signal.raise_signal(signal.SIGTERM)
+        assert heard == [1]  # the handler is there again, and has not been disturbed either
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 MISHAPS = [
