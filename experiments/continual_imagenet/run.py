@@ -60,6 +60,15 @@ def accuracies(arm: str, given: argparse.Namespace) -> Array:
     return 100 * np.array(rows)
 
 
+def quarters(values: Array) -> Array:
+    """Means over quarters of the tasks, of fewer than four tasks each alone; [seeds, quarters].
+
+    Where four do not divide the tasks the earlier quarters are longer by one.
+    """
+    parts = np.array_split(values, min(4, values.shape[1]), axis=1)
+    return np.stack([part.mean(1) for part in parts], axis=1)
+
+
 def measure(found: dict[str, Array]) -> dict[str, dict[str, Any]]:
     """Mean over the first and the last quarter of the tasks of each arm, and tests over seeds.
 
@@ -68,17 +77,15 @@ def measure(found: dict[str, Array]) -> dict[str, dict[str, Any]]:
     results: dict[str, dict[str, Any]] = {}
     ends = {}
     for arm, values in found.items():
-        quarter = max(1, values.shape[1] // 4)
-        early, late = ends[arm] = values[:, :quarter].mean(1), values[:, -quarter:].mean(1)
-        rounds = [values[:, k : k + quarter].mean(1) for k in range(0, values.shape[1], quarter)]
+        by_quarter = quarters(values)
+        early, late = ends[arm] = by_quarter[:, 0], by_quarter[:, -1]
         results[arm] = {
             "seeds": len(values),
             "tasks": values.shape[1],
-            "tasks_of_a_bin": quarter,
             "early": mean_and_error(early),
             "late": mean_and_error(late),
             "late_against_early": rise(early, late),
-            "by_bin": [mean_and_error(values) for values in rounds],
+            "by_quarter": [mean_and_error(means) for means in by_quarter.T],
             "mean_by_task": values.mean(0).round(2).tolist(),
         }
     for arm in results:
@@ -88,16 +95,21 @@ def measure(found: dict[str, Array]) -> dict[str, dict[str, Any]]:
 
 
 def draw(found: dict[str, Array]) -> "Figure":
-    """Test accuracy by task, mean over seeds with a bootstrap band."""
-    figure = new_figure(6.8, 4.0)
-    axes = figure.subplots()
-    for arm, values in found.items():
-        tasks, curve = np.arange(1, values.shape[1] + 1), over_seeds(values)
-        axes.plot(tasks, curve.mean, color=COLOURS[arm], linewidth=1.4, label=f"{arm} ({len(values)} seeds)")
-        axes.fill_between(tasks, curve.low, curve.high, color=COLOURS[arm], alpha=0.2, linewidth=0)
-    axes.set(xlabel="task (a pair of classes)", ylabel="test accuracy at its end (%)")
-    axes.legend(frameon=False, fontsize=8)
-    plain_frame(axes)
+    """Test accuracy by task, mean over seeds; and by quarters of the tasks, with bootstrap intervals over seeds."""
+    figure = new_figure(10.0, 4.0)
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    for k, (arm, values) in enumerate(found.items()):
+        tasks = np.arange(1, values.shape[1] + 1)
+        left.plot(tasks, values.mean(0), color=COLOURS[arm], linewidth=1.2, label=f"{arm} ({len(values)} seeds)")
+        means = quarters(values)
+        curve, places = over_seeds(means), np.arange(1, means.shape[1] + 1) + 0.06 * (k - 1.5)  # beside each other
+        ranges = np.stack([curve.mean - curve.low, curve.high - curve.mean])
+        right.errorbar(places, curve.mean, ranges, fmt="o-", ms=3, capsize=2, color=COLOURS[arm], linewidth=1.2)
+    left.set(xlabel="task (a pair of classes)", ylabel="test accuracy at its end (%)")
+    right.set(xlabel="quarter of the tasks", ylabel="mean test accuracy (%)", xticks=range(1, means.shape[1] + 1))
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    for axes in (left, right):
+        plain_frame(axes)
     return figure
 
 

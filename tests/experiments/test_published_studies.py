@@ -137,13 +137,14 @@ def test_the_arms_of_the_task_shift_study_are_its_experiments():
     ]
 
 
-def test_bins_of_continual_imagenet():
+def test_quarters_of_continual_imagenet():
     """Two seeds of eight pairs: quarters are two pairs long, first and last are early and late."""
     values = np.outer([1, 2], np.arange(8.0))
     row = continual_imagenet.measure({"backprop": values})["backprop"]
-    assert [entry["mean"] for entry in row["by_bin"]] == [0.75, 3.75, 6.75, 9.75]
-    assert (row["early"], row["late"]) == (row["by_bin"][0], row["by_bin"][-1]) and row["tasks_of_a_bin"] == 2
+    assert [entry["mean"] for entry in row["by_quarter"]] == [0.75, 3.75, 6.75, 9.75]
+    assert (row["early"], row["late"]) == (row["by_quarter"][0], row["by_quarter"][-1])
     assert row["late_against_early"]["difference"]["mean"] == 9.0
+    assert continual_imagenet.quarters(values[:, :5]).tolist() == [[0.5, 2, 3, 4], [1, 4, 6, 8]]
 
 
 def tables(study):
@@ -230,3 +231,16 @@ def test_the_task_shift_study_as_its_readme_tells_it():
             change, both = tested["performance"]["difference"], min(tested["performance"]["paired_t"].values())
             assert cells[3] == f"{change['mean']:+.2f} ({change['error']:.2f}), p {2 * both:.2f}".replace(" 0.", " .")
             assert tested["dormant"]["larger"] == 0
+
+
+def test_continual_imagenet_as_its_readme_tells_it():
+    """No arm's last round differs from its first; the second round and the test against backprop are as told."""
+    found = json.loads((continual_imagenet.HERE / "results.json").read_text())
+    for arm, row in found.items():
+        cells = tables(continual_imagenet)[arm]
+        assert row["tasks"] == 48 and row["seeds"] == 3 and len(row["by_quarter"]) == 4
+        assert min(row["late_against_early"]["paired_t"].values()) > 0.3
+        assert cells[3] == shown(row["by_quarter"][1], 1)
+        if arm != "backprop":
+            p = 2 * min(row["late_against_backprop"]["paired_t"].values())
+            assert cells[4] == f"{p:.2f}".removeprefix("0")
