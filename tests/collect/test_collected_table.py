@@ -173,6 +173,14 @@ def test_a_sweep_that_shares_a_job_with_another_finds_it_too(experiments):
     ]  # fmt: skip
 
 
+def test_jobs_are_found_among_all_that_is_collected(experiments):
+    """The runs of one name lie far from the list."""
+    here, away = experiments / "one" / "digits", experiments / "another" / "disk"
+    shutil.copytree(experiments / "digits", here)
+    shutil.copytree(experiments / "slowly_changing_regression", away)
+    assert report(collect([here, away]))[0] == "4 runs: 3 done, 1 missing"
+
+
 def test_a_copy_of_a_sweep_does_not_stand_for_what_is_missing(experiments, tmp_path):
     """Two machines' folders side by side: a job that one of them lacks is missing there, though the other has it."""
     whole, lacking = tmp_path / "a" / "here", tmp_path / "b" / "there"

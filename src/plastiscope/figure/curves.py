@@ -100,7 +100,7 @@ def seed_curves(curves: Sequence[Curve], labels: CurveLabels, marks: Sequence[Ma
     """Means of the curves with their bands, and the published values that lie within their range."""
     names = [_named(curve) for curve in curves]
     columns = max(1, min(len(names), MOST_IN_ROW // max(len(name) for name in names)))
-    rows = -(-(len(names) + 2 * bool(marks)) // columns)
+    rows = -(-(len(names) + sum(bool(mark.label) for mark in marks) + 2 * bool(marks)) // columns)
     figure = new_figure(max(6.4, 0.09 * max(len(name) for name in names) + 1), 3.6 + 0.2 * rows)
     axes = figure.add_subplot()
     styles = [i if curve.style is None else curve.style for i, curve in enumerate(curves)]
