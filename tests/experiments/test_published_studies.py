@@ -118,12 +118,20 @@ def test_task_shift_study(real_data, tmp_path):
             assert row[end] == pytest.approx(mean_and_error(errors[:, task]))
             assert row["dormant"][task] == pytest.approx(mean_and_error(100 * dormant[:, task]))
             assert row["rank"][task] == pytest.approx(mean_and_error(rank[:, task]))
-    against = found["drifting values, continual backprop"]["late_against_backprop"]
-    means = {name: row[name][1]["mean"] for name in ("dormant", "rank")} | {"performance": row["late"]["mean"]}
-    first = found["drifting values, backprop"]
-    theirs = {name: first[name][1]["mean"] for name in ("dormant", "rank")} | {"performance": first["late"]["mean"]}
-    for name, mean in means.items():
-        assert against[name]["difference"]["mean"] == pytest.approx(mean - theirs[name], abs=1e-9)
+        assert row["late_against_early"]["difference"] == pytest.approx(mean_and_error(errors[:, 1] - errors[:, 0]))
+
+
+def test_task_shift_study_against_backprop():
+    """Ten tasks, so a fifth is two; of each measure the difference over the last two, less backprop's."""
+    ones = np.ones((2, 10))
+    backprop = {name: ones * size for name, size in (("performance", 90), ("dormant", 20), ("rank", 5))}
+    rises = {name: values + np.outer([1, 2], np.arange(10)) for name, values in backprop.items()}
+    found = task_shift_study.measure({"deformation, backprop": backprop, "deformation, rank-restoring": rises})
+    against = found["deformation, rank-restoring"]["late_against_backprop"]
+    assert {name: against[name]["difference"]["mean"] for name in backprop} == dict.fromkeys(backprop, 1.5 * 8.5)
+    assert found["deformation, rank-restoring"]["late_against_early"]["difference"]["mean"] == 1.5 * 8
+    assert found["deformation, rank-restoring"]["tasks_of_a_bin"] == 2
+    assert "late_against_backprop" not in found["deformation, backprop"]
 
 
 def test_the_arms_of_the_task_shift_study_are_its_experiments():
