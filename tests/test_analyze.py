@@ -27,13 +27,14 @@ from plastiscope.build import build
 from plastiscope.error import PlastiscopeError, RunError
 from plastiscope.experiment import run
 from plastiscope.make import load_tasks, make_context, make_learner
-from plastiscope.replay import Replay, Share, goes_on
+from plastiscope.replay import goes_on
 from plastiscope.run import processes as sharing
 from plastiscope.run.log import read_rows
 from plastiscope.run.processes import Processes
 from plastiscope.run.sample_store import SampleStore
 from plastiscope.run.status import State, read_status, write_status
 from plastiscope.source import open_source
+from plastiscope.walk import Share, Walk
 
 TINY = ("data.samples_per_class=12", "num_tasks=2", "epochs=2", "threads=1", "net.widths=[12,8]", "net.norm=batch")
 ASKED = ("analysis=[csl,dormant,continual]", "csl.input_gradient=true", "csl.batch_size=5", "dormant.batch_size=7")
@@ -276,17 +277,15 @@ def test_a_share_of_the_checkpoints_is_scored_before_anyone_is_waited_for(traine
     source = open_source(plan, data, learner.units.head)
     context = make_context(plan, shift, learner, source.checkpoints, SampleStore(tmp_path / "samples"), tmp_path)
     context.checkpoints, context.processes = source.walked, OneOfTwo(1, 2)
-    replay = Replay(
+    walk = Walk(
         learner=learner,
         context=context,
         callbacks=plan.analyses,
-        journal=None,
-        keeper=None,
         checkpoints=source.checkpoints,
         share=Share.checkpoints,
     )
     with pytest.raises(InterruptedError):
-        replay.follow()
+        walk.follow()
     folders = sorted((tmp_path / "parts").iterdir())
     found = [re.match(r"(csl|dormant)\w*_epoch_0*(\d+)_", folder.name).groups() for folder in folders]
     assert set(found) == {(name, epochs) for name in ("csl", "dormant") for epochs in ("1", "3")}

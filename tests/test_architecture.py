@@ -12,7 +12,7 @@ LAYERS = [
     {"table", "collect"},
     {"experiment", "make", "analyze", "build", "load", "identity", "settings", "source", "replicas", "desk", "__init__"}
     | {"branch", "rehearsal", "trial"},
-    {"trainer", "trained_run", "listening", "presentation", "replay", "loop", "follow", "analysis"},
+    {"trainer", "trained_run", "listening", "presentation", "walk", "replay", "loop", "follow", "analysis"},
     {"learner"},
     {"task_shift_mode", "data", "net", "event", "formats", "landscape"},
     {"measure", "run", "figure", "selection"},

@@ -20,11 +20,11 @@ from plastiscope.event import Callback, Context
 from plastiscope.experiment import run
 from plastiscope.formats.checkpoints import find_checkpoints
 from plastiscope.make import load_tasks, make_net
-from plastiscope.replay import Stop, own_task, stops
 from plastiscope.run.log import read_rows
 from plastiscope.run.status import read_status
 from plastiscope.run.storage import read_json
 from plastiscope.source import saved_epochs
+from plastiscope.walk import Stop, own_task, stops
 
 TINY = ("data.samples_per_class=12", "num_tasks=3", "epochs=2", "threads=1", "net.widths=[12,8]", "net.norm=batch")
 LAST = ("selection=last", "snapshots.every=1", "learner.reset=head", "learner.milestones=[1]")

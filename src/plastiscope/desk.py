@@ -10,13 +10,15 @@ from typing import Any
 import torch
 
 from plastiscope.branch import Branch
-from plastiscope.identity import identity_hash, write_identity
+from plastiscope.build import Plan
+from plastiscope.identity import first_identity, identity_hash, write_identity
 from plastiscope.replicas import Made, folder_of
 from plastiscope.run.folder import FolderLock
 from plastiscope.run.heartbeat import Heartbeat
 from plastiscope.run.journal import Journal
 from plastiscope.run.keeper import Keeper
 from plastiscope.run.signals import StopRequest
+from plastiscope.run.start import this_start
 from plastiscope.run.status import State, read_status, write_status
 from plastiscope.run.storage import read_json
 from plastiscope.run.wandb_sink import WandbSink
@@ -47,26 +49,34 @@ class Desk:
         made: Made,
         device: torch.device,
         overrides: list[str],
-        stored: dict[str, Any] | None,
         source: Source | None,
         branches: Sequence[Branch] = (),
     ) -> None:
-        """Take the folders and say in them whose they are; `stored` is the run.json that is there.
+        """Take the folders and say in them whose they are.
 
         Raises:
             RunError: another process has one, or something else lies in it.
         """
+        start, several = this_start(device), len(made.plans) > 1
+        origins: list[dict[str, Any]] = [{"branch_of": branch.identity} for branch in branches] or [
+            {} for _ in made.plans
+        ]
+        if source is not None:
+            origins[0]["replay_of"] = source.identity(self.folder)
+
+        def identify(folder: Path, plan: Plan, r: int, origin: dict[str, Any]) -> None:
+            known = read_json(folder / "run.json") or first_identity(plan, made, r, overrides, start)
+            write_identity(folder, plan, {**known, **origin, "device": str(device)}, start)
+
+        folders = [folder_of(self.folder, plan) for plan in made.plans] if several else [self.folder]
         self._take(self.folder)
-        own: Sequence[Branch | None] = branches or [None] * len(made.plans)
-        of_the_one = own[0] if len(made.plans) == 1 else None
-        write_identity(made.plan, self.folder, made, 0, device, overrides, stored, source, branch=of_the_one)
-        folders = [self.folder]
-        if len(made.plans) > 1:
-            folders = [folder_of(self.folder, plan) for plan in made.plans]
-            for r, (folder, plan) in enumerate(zip(folders, made.plans, strict=True)):
-                theirs = read_json(folder / "run.json")
+        if several:
+            identify(self.folder, made.plan, 0, {})
+        for r, (folder, plan) in enumerate(zip(folders, made.plans, strict=True)):
+            if several:
                 self._take(folder)
-                write_identity(plan, folder, made, r, device, overrides, theirs, group=self.folder, branch=own[r])
+                origins[r]["replica_of"] = str(self.folder.resolve())
+            identify(folder, plan, r, origins[r])
         self._heartbeat = Heartbeat(list(dict.fromkeys([self.folder, *folders])))
         stop, settings = StopRequest(), made.plan.settings
         self.journals = [Journal(folder, settings.snapshots, stop) for folder in folders]

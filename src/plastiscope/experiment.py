@@ -13,6 +13,7 @@ from plastiscope.branch import Branch, open_branches
 from plastiscope.build import Plan, as_known_to, build, plain, read_config
 from plastiscope.desk import Desk, record_failure
 from plastiscope.error import ConfigError, RunError, of_the_disk
+from plastiscope.event import Context
 from plastiscope.follow import follow, left_to_the_first
 from plastiscope.identity import changed_since, holds_finished
 from plastiscope.learner.training_forward import Precision, products_in
@@ -35,6 +36,7 @@ from plastiscope.run.status import State, write_status
 from plastiscope.run.storage import read_json
 from plastiscope.source import Source, check_data, open_source, with_class_order
 from plastiscope.trainer import Position, Trainer
+from plastiscope.walk import Walk
 
 
 def run(plan: Plan, folder: Path, overrides: list[str] | None = None) -> None:
@@ -160,12 +162,12 @@ def _run_first(
         made.learner.through = training_forward(plan, made.learner, device)
         for branch, data in zip(branches, made.data, strict=bool(branches)):
             branch.check(data)
-        desk.open(made, device, overrides, stored, source, branches)
+        desk.open(made, device, overrides, source, branches)
         loop: Loop
         if source is None:
             loop = _trainer(made, processes, desk, branches[0].first_task if branches else 0)
         else:
-            loop = _replay(made, source, processes, folder, desk)
+            loop = _replay(made, source, processes, desk)
         _resume(made, loop, desk, branches)
         for branch, journal in zip(branches, desk.journals, strict=bool(branches)):
             if branch.initial is not None:
@@ -219,22 +221,24 @@ def _trainer(made: Made, processes: Processes, desk: Desk, first_task: int = 0) 
     )
 
 
-def _replay(made: Made, source: Source, processes: Processes, folder: Path, desk: Desk | None) -> Replay:
-    plan, learner = made.plan, made.learner
-    context = make_context(plan, made.shifts[0], learner, source.checkpoints, SampleStore(folder / "samples"), folder)
-    context.checkpoints, context.processes, context.replay_facts = source.walked, processes, source.facts
-    if desk is not None:
-        context.sample_store = desk.journals[0].samples
+def _replay(made: Made, source: Source, processes: Processes, desk: Desk) -> Replay:
+    (journal,) = desk.journals
     return Replay(
-        learner=learner,
-        context=context,
-        callbacks=plan.analyses,
-        journal=None if desk is None else desk.journals[0],  # type: ignore[arg-type]  # only the first process has one
-        keeper=None if desk is None else desk.keeper,  # type: ignore[arg-type]
+        learner=made.learner,
+        context=_context_of_replay(made, source, processes, journal.folder, journal.samples),
+        callbacks=made.plan.analyses,
+        journal=journal,
+        keeper=desk.keeper,
         checkpoints=source.checkpoints,
-        eval_every=plan.settings.eval_every,
-        share=plan.settings.replay.share,
+        eval_every=made.plan.settings.eval_every,
+        share=made.plan.settings.replay.share,
     )
+
+
+def _context_of_replay(made: Made, source: Source, processes: Processes, folder: Path, samples: SampleStore) -> Context:
+    context = make_context(made.plan, made.shifts[0], made.learner, source.checkpoints, samples, folder)
+    context.checkpoints, context.processes, context.replay_facts = source.walked, processes, source.facts
+    return context
 
 
 def _follow(plan: Plan, folder: Path, processes: Processes) -> None:
@@ -251,15 +255,25 @@ def _follow(plan: Plan, folder: Path, processes: Processes) -> None:
             processes.barrier()
             _follow_training(made, folder, processes)
             return
-        replay = _replay(made, source, processes, folder, None)
-        loaded = Checkpoints(folder / "checkpoint").load()
-        if loaded is not None:
-            replay.load_state_dict(loaded[0])
-        processes.barrier()  # it writes no checkpoint before all have read the last one
-        with left_to_the_first(processes), products_in(Precision.float32):
-            replay.follow()
+        _follow_replay(made, source, folder, processes)
     finally:
         torch.set_num_threads(threads_before)
+
+
+def _follow_replay(made: Made, source: Source, folder: Path, processes: Processes) -> None:
+    walk = Walk(
+        learner=made.learner,
+        context=_context_of_replay(made, source, processes, folder, SampleStore(folder / "samples")),
+        callbacks=made.plan.analyses,
+        checkpoints=source.checkpoints,
+        share=made.plan.settings.replay.share,
+    )
+    loaded = Checkpoints(folder / "checkpoint").load()
+    if loaded is not None:
+        walk.load_state_dict(loaded[0])
+    processes.barrier()  # it writes no checkpoint before all have read the last one
+    with left_to_the_first(processes), products_in(Precision.float32):
+        walk.follow()
 
 
 def _follow_training(made: Made, folder: Path, processes: Processes) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from plastiscope.branch import Branch
 from plastiscope.build import Plan, config_hash, differences, to_yaml
 from plastiscope.error import RunError
 from plastiscope.replicas import Made
@@ -15,7 +14,6 @@ from plastiscope.run.start import kept_code, last_start, other_code, other_hardw
 from plastiscope.run.status import State, read_status
 from plastiscope.run.storage import write_atomic, write_json
 from plastiscope.settings import OtherCode, is_resumable
-from plastiscope.source import Source
 
 SCHEMA_VERSION = 1
 
@@ -74,35 +72,18 @@ def _without_resumable(node: dict[str, Any], prefix: str = "") -> dict[str, Any]
     return {k: _without_resumable(v, f"{prefix}{k}.") if isinstance(v, dict) else v for k, v in kept.items()}
 
 
-def write_identity(
-    plan: Plan,
-    folder: Path,
-    made: Made,
-    r: int,
-    device: torch.device,
-    overrides: list[str],
-    stored: dict[str, Any] | None,
-    source: Source | None = None,
-    group: Path | None = None,
-    branch: Branch | None = None,
-) -> None:
-    """config.yaml, and run.json with all that tells the run from others; on a resume only what may change.
+def first_identity(plan: Plan, made: Made, r: int, overrides: list[str], start: dict[str, Any]) -> dict[str, Any]:
+    """What run.json says of a run from its first start on.
 
     Args:
         plan: of the run, or of the group of runs.
-        folder: its own.
         made: data and networks.
         r: which of them are its own.
-        device: in use.
         overrides: as on the command line.
-        stored: the run.json that is there.
-        source: in a replay, of the weights.
-        group: folder of the group that it belongs to.
-        branch: the run that it branches off.
+        start: the first one.
     """
-    data, net, start = made.data[r], made.nets[r], this_start(device)
-    write_atomic(folder / "config.yaml", to_yaml(plan.config).encode())
-    identity = stored or {
+    data, net = made.data[r], made.nets[r]
+    return {
         "schema_version": SCHEMA_VERSION,
         "started": time.time(),
         "versions": start["versions"],
@@ -118,11 +99,17 @@ def write_identity(
         "parameters": sum(p.numel() for p in net.parameters()),
         "units": made.learner.units.num_units,
     }
-    if source is not None:
-        identity = {**identity, "replay_of": source.identity(folder)}
-    if branch is not None:
-        identity = {**identity, "branch_of": branch.identity}
-    if group is not None:
-        identity = {**identity, "replica_of": str(group.resolve())}
-    now = {"device": str(device), "config_hash": identity_hash(plan), "starts": [*identity.get("starts", []), start]}
+
+
+def write_identity(folder: Path, plan: Plan, identity: dict[str, Any], start: dict[str, Any]) -> None:
+    """config.yaml, and run.json with all that tells the run from others.
+
+    Args:
+        folder: of the run, or of the group of runs.
+        plan: its own.
+        identity: as it was stored, or the first one; with what it came from.
+        start: this one, which is noted after those before it.
+    """
+    write_atomic(folder / "config.yaml", to_yaml(plan.config).encode())
+    now = {"config_hash": identity_hash(plan), "starts": [*identity.get("starts", []), start]}
     write_json(folder / "run.json", {**identity, **now})

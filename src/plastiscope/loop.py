@@ -16,15 +16,30 @@ from plastiscope.task_shift_mode.task import Task, evaluate
 
 
 @dataclass(kw_only=True)
-class Events:
-    """The events of one run, its evaluation and its rows.
-
-    Attributes:
-        context, callbacks, journal: the parts, as built.
-    """
+class Callbacks:
+    """Who looks at one run, and what they see."""
 
     context: Context
     callbacks: list[Callback]
+
+    def callback_states(self) -> dict[str, Any]:
+        """State of each callback, by name."""
+        return {callback.name: callback.state_dict() for callback in self.callbacks}
+
+    def load_callbacks(self, states: dict[str, Any]) -> None:
+        """Take back what `callback_states` gave."""
+        for callback in self.callbacks:
+            callback.load_state_dict(states[callback.name])
+
+
+@dataclass(kw_only=True)
+class Events(Callbacks):
+    """The events of one run, its evaluation and its rows.
+
+    Attributes:
+        journal: into which they go.
+    """
+
     journal: Journal
     _entry: dict[str, Any] | None = None
     """Callback and generator states as `looking` was entered, while inside it."""
@@ -64,15 +79,6 @@ class Events:
             self.load_callbacks(self._entry["callbacks"])
             load_generator_states(self._entry["generators"])
             self._entry = None
-
-    def callback_states(self) -> dict[str, Any]:
-        """State of each callback, by name."""
-        return {callback.name: callback.state_dict() for callback in self.callbacks}
-
-    def load_callbacks(self, states: dict[str, Any]) -> None:
-        """Take back what `callback_states` gave."""
-        for callback in self.callbacks:
-            callback.load_state_dict(states[callback.name])
 
     def evaluate(self, task: Task) -> Numbers:
         """Loss and accuracy on the task's test samples and, if there are any, validation samples."""

@@ -31,29 +31,17 @@ which per-sample scores are shared out.
 
 import shutil
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from plastiscope.error import ConfigError, RunError, require
-from plastiscope.event import Callback, Numbers, undisturbed
-from plastiscope.formats.checkpoints import CheckpointFolder, Layout, Wanted, find_checkpoints, fit
-from plastiscope.learner.learner import Learner
+from plastiscope.event import Callback, Numbers
+from plastiscope.formats.checkpoints import CheckpointFolder, Layout, Wanted, find_checkpoints
 from plastiscope.loop import Events, Loop, is_evaluated
 from plastiscope.run.journal import NOTHING
-from plastiscope.run.processes import Processes
-from plastiscope.run.snapshots import digest
-
-
-class Share(Enum):
-    """What several processes share out."""
-
-    samples = "samples"
-    """The samples of each checkpoint."""
-    checkpoints = "checkpoints"
-    """The checkpoints; each is scored by one process, then all are walked."""
+from plastiscope.walk import Share, Stop, Walk, own_task
 
 
 @dataclass(kw_only=True)
@@ -132,11 +120,6 @@ class ReplaySettings:
         return [e for e in asked if e not in odd], odd
 
 
-def own_task(epochs_completed: int, epochs: int) -> int:
-    """The task to which weights after so many epochs of the run belong; those after none belong to the first."""
-    return max(epochs_completed - 1, 0) // epochs
-
-
 def refuse_training(callbacks: Sequence[Callback]) -> None:
     """Refuse analyses that saved weights cannot answer.
 
@@ -146,29 +129,6 @@ def refuse_training(callbacks: Sequence[Callback]) -> None:
     reasons = {callback.name: callback.needs_training() for callback in callbacks}
     if named := [f"{name} {reason}" for name, reason in reasons.items() if reason]:
         raise ConfigError(f"saved weights are looked at and nothing is trained: {'; '.join(named)}")
-
-
-@dataclass(frozen=True)
-class Stop:
-    """A point of the walk: `event` (begin, epoch, end) of task `task` after `epochs_completed` epochs."""
-
-    event: str
-    epochs_completed: int
-    task: int
-
-
-def stops(walked: Sequence[int], epochs: int) -> list[Stop]:
-    """The walk over checkpoints after `walked` epochs, ascending."""
-    found: list[Stop] = []
-    for e in walked:
-        k = own_task(e, epochs)
-        if not found or found[-1].task != k:
-            found.append(Stop("begin", k * epochs, k))
-        if e > 0:
-            found.append(Stop("epoch", e, k))
-            if e == (k + 1) * epochs:
-                found.append(Stop("end", e, k))
-    return found
 
 
 def goes_on(before: Sequence[int], now: Sequence[int], folder: Path) -> bool:
@@ -188,42 +148,26 @@ def goes_on(before: Sequence[int], now: Sequence[int], folder: Path) -> bool:
 
 
 @dataclass(kw_only=True)
-class Replay(Events, Loop):
-    """The state of a replay, and the walk.
+class Replay(Walk, Events, Loop):
+    """The walk of the first process, or the only one: all events, rows and checkpoints, and the state of it.
 
     Attributes:
-        learner: owns the network; it begins tasks, and never steps.
-        checkpoints: the saved weights.
         eval_every: as in training.
-        share: what several processes share out.
-        position: stops that are behind us.
         begun: on_run_begin has been fired.
         last_row: the newest epoch's accuracies.
         task_begin_row: numbers of on_task_begin, for the task's row.
         task_end: state and place in the journal at the last task end; None before the first.
     """
 
-    learner: Learner
-    checkpoints: CheckpointFolder
     eval_every: int = 1
-    share: Share = Share.samples
-    position: int = 0
     begun: bool = False
     last_row: Numbers = field(default_factory=dict)
     task_begin_row: Numbers = field(default_factory=dict)
     task_end: dict[str, Any] | None = None
-    _loaded: int | None = None
-    """Epochs completed of the weights in the network."""
-
-    @property
-    def walk(self) -> list[Stop]:
-        """All stops."""
-        assert self.context.checkpoints is not None
-        return stops(self.context.checkpoints, self.context.epochs)
 
     def _run(self) -> None:
         """The first process: all events, rows and checkpoints."""
-        self._go_ahead()
+        self._go_ahead(self.journal.stop.heard_at_once())
         walk = self.walk
         if not self.begun:
             first = walk[0] if self._is_there(walk[0]) else walk[1]
@@ -245,13 +189,6 @@ class Replay(Events, Loop):
             self.fire("on_run_end")
         with suppress(OSError):  # parts/ is empty, unless something of another walk was left there
             (self.context.run_folder / "parts").rmdir()
-
-    def follow(self) -> None:
-        """The other processes: the same walk, and only what is shared out."""
-        self._go_ahead()
-        for stop in self.walk[self.position :]:
-            self._go_to(stop)
-            self._fire_shared(stop)
 
     def _begin(self, stop: Stop) -> None:
         if not self._is_there(stop):
@@ -281,73 +218,6 @@ class Replay(Events, Loop):
             row |= context.current_task.numbers | self.task_begin_row | self.fire("on_task_end")
         self.journal.log({**self.place("task_end"), **row})
         self.task_begin_row = {}
-
-    def _go_to(self, stop: Stop) -> None:
-        """Task, clock, weights and step size of a stop."""
-        context, learner = self.context, self.learner
-        if context.task is None or context.task.index != stop.task:
-            context.task = context.shift.task(stop.task)
-            learner.take_up(context.task)
-        context.epochs_completed = stop.epochs_completed
-        if stop.event != "begin":
-            context.epoch = (stop.epochs_completed - 1) % context.epochs
-            learner.begin_epoch(context.epoch, context.epochs)
-            self._load(stop.epochs_completed)
-            return
-        context.epoch = 0
-        if stop.task > 0:
-            learner.begin_epoch(context.epochs - 1, context.epochs)  # the step size that the task before left
-        if self._is_there(stop):
-            self._load(stop.epochs_completed)
-            learner.begin_task(context.current_task)
-            self._loaded = None
-
-    def _is_there(self, stop: Stop) -> bool:
-        return stop.epochs_completed in self.checkpoints.epochs()
-
-    def _load(self, epochs_completed: int) -> None:
-        """Weights of a checkpoint into the network; the same ones are not read twice."""
-        if self._loaded == epochs_completed:
-            return
-        state = self.checkpoints.load(epochs_completed)
-        fit(self.context.net, state, self.checkpoints.path(epochs_completed))
-        self._loaded = epochs_completed
-        self.context.weights_digest = digest(state)
-
-    def _fire_shared(self, stop: Stop) -> None:
-        """The events of a stop in which work is shared out, outside the first process."""
-        event = {"begin": "on_task_begin", "epoch": "on_epoch_end", "end": "on_task_end"}[stop.event]
-        if stop.event == "begin" and not self._is_there(stop):
-            return
-        with undisturbed(self.context.net):
-            for callback in self.callbacks:
-                if event in callback.shared_events:
-                    getattr(callback, event)(self.context)
-
-    def _go_ahead(self) -> None:
-        """Share the checkpoints out: score every world-th one alone, and leave the parts for the walk."""
-        together = self.context.processes
-        if self.share is Share.samples or together.world == 1:
-            return
-        together = replace(together, works_apart=True)
-        before = self.callback_states()
-        self.context.processes = replace(together, is_ahead=True)
-        try:
-            with self.journal.stop.heard_at_once() if together.is_first else nullcontext():
-                self._score_ahead(together)
-        finally:
-            self.context.processes, self.context.task, self._loaded = together, None, None
-            self.load_callbacks(before)
-        together.barrier()
-
-    def _score_ahead(self, together: Processes) -> None:
-        """This process's checkpoints, all of their work that is shared out."""
-        ahead = self.walk[self.position :]
-        for epochs_completed in sorted({stop.epochs_completed for stop in ahead})[together.rank :: together.world]:
-            for stop in ahead:
-                if stop.epochs_completed == epochs_completed:
-                    self._go_to(stop)
-                    self._fire_shared(stop)
 
     def watched(self) -> list[Events]:
         """The walk itself."""
@@ -382,9 +252,9 @@ class Replay(Events, Loop):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self.position, self.begun, self.last_row = state["position"], state["begun"], state["last_row"]
+        super().load_state_dict(state)
+        self.begun, self.last_row = state["begun"], state["last_row"]
         self.task_begin_row, self.task_end = state["task_begin_row"], state.get("task_end")
-        self.load_callbacks(state["callbacks"])
 
     def take_up(self, state: dict[str, Any]) -> None:
         """Go on from a state; from its last task end, if there are more checkpoints now than there were then.
