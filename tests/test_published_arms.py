@@ -72,9 +72,18 @@ ARMS = {
     **{
         f"permuted_mnist/every_{examples}": (
             "backprop",
-            {"num_tasks": tasks, "task_shift_mode.examples_per_task": examples, "representation.every": every},
+            {
+                "num_tasks": tasks,
+                "task_shift_mode.examples_per_task": examples,
+                "representation.every": every,
+                "online.bin_size": bin_size,
+            },
         )
-        for examples, tasks, every in ((10_000, 4800, 60), (100_000, 480, 6), (1_000_000, 48, 1))
+        for examples, tasks, every, bin_size in (
+            (10_000, 4800, 60, 60_000),
+            (100_000, 480, 6, 100_000),
+            (1_000_000, 48, 1, 1_000_000),
+        )
     },
     "slowly_changing_regression/adam": ("backprop", {"learner.optimizer": "adam"}),
     "slowly_changing_regression/l2": ("l2", {"learner.weight_decay": 1e-3}),
@@ -102,7 +111,7 @@ def test_an_arm_changes_what_is_published_of_it(arm):
 
 
 DEVIATIONS = {
-    "incremental_cifar": {"selection": "test_oracle", "data.augment_test": True},
+    "incremental_cifar": {"data.augment_test": True},
     "continual_imagenet": {"task_shift_mode.pairs": "tiled"},
     "permuted_mnist": {"task_shift_mode.compose": True},
     "slowly_changing_regression": {

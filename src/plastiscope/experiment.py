@@ -20,9 +20,7 @@ from plastiscope.learner.training_forward import Precision, products_in
 from plastiscope.loop import Loop
 from plastiscope.make import choose_device, make_all, make_context, make_run, set_threads, training_forward
 from plastiscope.replay import Replay, goes_on, refuse_training
-from plastiscope.replicas import (
-    Made,
-)
+from plastiscope.replicas import Made
 from plastiscope.run.checkpoint import Checkpoints
 from plastiscope.run.folder import in_use
 from plastiscope.run.forecast import Forecast

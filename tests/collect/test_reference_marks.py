@@ -113,7 +113,7 @@ OTHERS = [
     ("best_test_accuracy", f"{CIFAR} net=mlp learner.lr=5", "net=mlp, published resnet18; learner.lr=5, published 0.1"),
     ("best_test_accuracy", f"{CIFAR} batch_size=9", "batch_size=9, published 90"),
     ("best_test_accuracy", f"{CIFAR} eval_every=10", "eval_every=10, published 1"),
-    ("best_test_accuracy", f"{CIFAR} selection=last", "selection=last, published test_oracle"),
+    ("best_test_accuracy", f"{CIFAR} selection=last", "selection=last, published val_best"),
     ("best_test_accuracy", "experiment=incremental_cifar", "data.augment_test=false, published true"),
     ("best_test_accuracy", f"{CIFAR}{CBP} learner.replacement_rate=1e-4", "replacement_rate=0.0001, published 1e-05"),
     ("stable_rank", f"{CIFAR} task_shift_mode.initial_classes=50", "initial_classes=50, published null"),
