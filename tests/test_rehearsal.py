@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -251,6 +252,21 @@ def test_a_look_that_takes_too_long_is_given_up(monkeypatch):
     said = rehearse(make_plan(*few), Path("none"), None)
     assert said.analyses["representation"].seconds is None
     assert "representation" in said.text().splitlines()[-2]  # what the sum is without
+
+
+def test_looks_that_were_given_up_are_counted_as_they_are_due(monkeypatch):
+    """Every 2: of 2 tasks one; of 6 epochs 2, 3, 4 and 6, for that of a task's end is always looked at."""
+    monkeypatch.setattr(trial, "LOOK_S", 0.5)
+    few = ("num_tasks=2", "epochs=3", "threads=1", "data.samples_per_class=10", "analysis=[representation,curvature]")
+    plan = make_plan(*few, "representation.every=2", "curvature.every=2")
+    of_tasks, of_epochs = plan.analyses
+    monkeypatch.setattr(type(of_tasks), "on_task_end", lambda self, context: signal.pause())
+    monkeypatch.setattr(type(of_epochs), "on_epoch_end", lambda self, context: signal.pause())
+    said = rehearse(plan, Path("none"), None)
+    assert {name: (cost.looks, cost.seconds) for name, cost in said.analyses.items()} == {
+        "representation": (1, None),
+        "curvature": (4, None),
+    }
 
 
 def test_a_branch_counts_its_own_tasks(both):

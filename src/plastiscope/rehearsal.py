@@ -170,11 +170,10 @@ def _cost(look: Look, every: int, ahead: _Ahead) -> Cost:
     due_tasks, epochs = ahead.due_tasks(every), len(ahead.ends)
     if look.told is not None:
         return Cost(due_tasks, due_tasks * look.told)
+    looks, tasks = (ahead.due_epochs(every), len(ahead.tasks)) if look.of_epochs else (due_tasks, due_tasks)
     if look.note:
-        return Cost(due_tasks, None, note=look.note)
-    of_epochs = look.in_epoch.size > 0
-    looks, tasks = (ahead.due_epochs(every), len(ahead.tasks)) if of_epochs else (due_tasks, due_tasks)
-    heard = looks if of_epochs else epochs  # in these epochs it does something at the end, and in the steps
+        return Cost(looks, None, note=look.note)
+    heard = looks if look.of_epochs else epochs  # in these epochs it does something at the end, and in the steps
     steps = (ahead.steps - epochs) * heard / max(epochs, 1)  # without the last ones of the epochs
     seconds = heard * look.in_epoch.seconds + tasks * look.in_task.seconds
     in_steps = steps * look.a_step + heard * look.last_step

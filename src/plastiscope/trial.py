@@ -58,6 +58,7 @@ class Look:
         in_task, in_epoch: what it spent as a task, and as an epoch, began and ended.
         a_step, last_step: seconds that it spent inside a step, and inside the last one of an epoch.
         state: bytes of its state.
+        of_epochs: whether it looks at ends of epochs: it wrote there, or was given up there.
         note: why it was given up.
     """
 
@@ -67,6 +68,7 @@ class Look:
     a_step: float = 0.0
     last_step: float = 0.0
     state: float = 0.0
+    of_epochs: bool = False
     note: str = ""
 
 
@@ -188,7 +190,7 @@ class _Tried(Callback):
         self.analysis, self.context, self.device = copy.deepcopy(analysis), context, device
         if hasattr(self.analysis, "every"):
             self.analysis.every = 1  # so that the look is due
-        self.told, self.note = self.analysis.forecast(context), ""
+        self.told, self.note, self.given_up_at = self.analysis.forecast(context), "", ""
         self.in_steps: dict[int, float] = {}
         self.in_task = self.in_epoch = NOTHING
 
@@ -201,18 +203,23 @@ class _Tried(Callback):
     def end(self) -> Look:
         """The epoch and the task end."""
         if not self.is_tried:
-            return Look(self.told, note=self.note)
+            return self._untried()
         last = self.context.num_batches - 1
         before = [seconds for batch_index, seconds in self.in_steps.items() if batch_index < last]
         context = self._as_heard(len(before))
         self.in_epoch = self.in_epoch.plus(self._fire("on_epoch_end", context))
         self.in_task = self.in_task.plus(self._fire("on_task_end", context))
         if not self.is_tried:
-            return Look(note=self.note)
+            return self._untried()
         counted = before[1:] or before  # the first one is slower
         a_step = sum(counted) / max(len(counted), 1)
         state = saved(self.analysis.state_dict())
-        return Look(None, self.in_task, self.in_epoch, a_step, self.in_steps.get(last, 0.0), state)
+        of_epochs = self.in_epoch.size > 0
+        return Look(None, self.in_task, self.in_epoch, a_step, self.in_steps.get(last, 0.0), state, of_epochs)
+
+    def _untried(self) -> Look:
+        """What is known of one that told its cost, or was given up."""
+        return Look(self.told, of_epochs=self.given_up_at == "on_epoch_end", note=self.note)
 
     def _as_heard(self, before: int) -> Context:
         """The context, as if there had been no other steps than the heard ones: so many, and the last."""
@@ -265,7 +272,7 @@ class _Tried(Callback):
             with _limited(LOOK_S):
                 getattr(self.analysis, event)(context)
         except _TooLongError:
-            self.note = f"a look takes more than {LOOK_S:.0f} s"
+            self.note, self.given_up_at = f"a look takes more than {LOOK_S:.0f} s", event
         return _now(self.device) - began
 
 
