@@ -6,6 +6,7 @@ All of it happens at one task, with the run's own network, learner and analyses,
 import copy
 import io
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -88,18 +89,31 @@ def measure(made: Made, k: int, device: torch.device, scratch: Path) -> Measured
     run = make_run(made, 0, Journal(scratch, made.plan.settings.snapshots, stop))
     try:
         _go_to(run, k)
+        _say("an evaluation")
         a_sample = _seconds_per_scored_sample(run.context, device)
         tried = [_Tried(analysis, run.context, device) for analysis in made.plans[0].analyses]
         for one in tried:
+            _say(f"analysis {one.analysis.name}, before training")
             one.begin()
         _begin(made, run.context.current_task)
+        _say("training steps")
         with products_in(made.plan.settings.precision):
             a_step = _seconds_per_step(made, run, tried, device)
             _let_hear(made, run, tried)
         run.context.epochs_completed += 1
-        return Measured(a_step, a_sample, {one.analysis.name: one.end() for one in tried})
+        looks = {}
+        for one in tried:
+            _say(f"analysis {one.analysis.name}")
+            looks[one.analysis.name] = one.end()
+        return Measured(a_step, a_sample, looks)
     finally:
         run.journal.close()
+
+
+def _say(what: str) -> None:
+    """Who waits at a terminal sees for what: a large network takes minutes on a small machine."""
+    if sys.stderr.isatty():
+        print(f"timing {what}", file=sys.stderr)
 
 
 def _go_to(run: TrainedRun, k: int) -> None:
