@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from plans import make_plan
-from plastiscope import app, rehearsal
+from plastiscope import app, rehearsal, trial
 from plastiscope.experiment import run
 
 SMALL = ["num_tasks=2", "epochs=1", "threads=1", "use_wandb=false", "figures=false", "device=cpu", "analysis=[]"]
@@ -16,7 +16,7 @@ SMALL = ["num_tasks=2", "epochs=1", "threads=1", "use_wandb=false", "figures=fal
 def command(tmp_path, monkeypatch, capsys):
     """`plastiscope -m dry_run=true ...` in an empty folder: exit code and what it said."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rehearsal, "STEPS_S", 0.05)
+    monkeypatch.setattr(trial, "STEPS_S", 0.05)
 
     def call(*overrides: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["plastiscope", "-m", "dry_run=true", *SMALL, *overrides])
@@ -71,6 +71,25 @@ def test_what_would_be_refused_is_said_and_the_others_are_told(command, tmp_path
     assert "learner.lr=-1\n    refused: learner.lr=-1.0: must be 0 or more" in said
     assert "dry run of 2 jobs, 1 refused;" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_seed_that_the_sweep_would_refuse_is_refused(command, tmp_path):
+    """A branch goes on with the tasks of its seed, so another run has the weights of some seeds alone."""
+    few = [*(setting for setting in SMALL if setting != "num_tasks=2"), "data.samples_per_class=20"]
+    run(make_plan(*few, "num_tasks=1"), tmp_path / "alone")
+    code, said = command(few[-1], f"init_from={tmp_path / 'alone'}", "seed=0,1")
+    assert code == 2
+    assert re.search(r"^seed=0\n    about ", said, re.M)
+    assert re.search(r"^seed=1\n    refused: the tasks of .*alone were others: seed differ", said, re.M)
+    run(make_plan(*few, "num_tasks=1", "replicas=2", "seed=3"), tmp_path / "group")
+    code, said = command(few[-1], f"init_from={tmp_path / 'group'}", "seed=4,5")
+    assert code == 2
+    assert re.search(r"^seed=4\n    about ", said, re.M)
+    assert re.search(r"^seed=5\n    refused: init_from=.*group holds several runs .* none of seed 5", said, re.M)
+    code, said = command(few[-1], f"init_from={tmp_path / 'group'}", "replicas=2", "seed=3,4")
+    assert code == 2
+    assert re.search(r"^seed=3\n    about ", said, re.M)
+    assert re.search(r"^seed=4\n    refused: .* none of seed 5", said, re.M)
 
 
 def test_a_fault_of_ours_does_not_submit_the_sweep(command, tmp_path, monkeypatch):

@@ -30,6 +30,7 @@ from plastiscope.run.lock import take
 from plastiscope.run.storage import write_atomic
 
 if TYPE_CHECKING:
+    from plastiscope.build import Plan
     from plastiscope.run.forecast import Forecast
 
 LOOK_EVERY_S = 0.5
@@ -179,7 +180,8 @@ class DryRun(Callback):
 def tell_sweep(config: DictConfig) -> int:
     """Print what each job of a sweep would do and cost, and their sum; returns the exit code.
 
-    Jobs that differ in the seed alone cost the same, so one of them is timed; those that have begun are looked at each.
+    Jobs that differ in the seed alone cost the same, so one of them is timed. Each is looked at of those that have
+    begun, that branch off another run, or that are groups: of these the seed may decide whether they can start.
     """
     from plastiscope.run.forecast import amount, duration
 
@@ -242,13 +244,22 @@ def _forecast_of_job(
         del job["hydra"]
     plan = build(job, overrides)
     same = tuple(override for override in overrides if not override.startswith("seed="))
-    begun = (folder / "run.json").exists()
-    if not begun and same in told:
+    is_alike = _costs_what_other_seeds_cost(plan) and not (folder / "run.json").exists()
+    if is_alike and same in told:
         return told[same]
     found = forecast(plan, folder)
-    if found is not None and not begun:
+    if found is not None and is_alike:
         told[same] = found
     return found
+
+
+def _costs_what_other_seeds_cost(plan: "Plan") -> bool:
+    """Whether the seed decides neither if the run may start nor at which task.
+
+    It decides whose weights a branch goes on with, and what those have learnt; and whether the tasks of runs that
+    advance together are of one size.
+    """
+    return plan.settings.init_from is None and plan.settings.replicas == 1
 
 
 class Turns(Callback):
