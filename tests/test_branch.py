@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from forks import killed_at
 from plans import make_plan
 from plastiscope.analyze import analyze
 from plastiscope.error import ConfigError, PlastiscopeError, RunError
-from plastiscope.experiment import resume, run
+from plastiscope.experiment import forecast, resume, run
 from plastiscope.run.snapshots import Snapshots
 from plastiscope.run.status import read_status
 from plastiscope.run.storage import read_json
@@ -179,6 +180,25 @@ def test_weights_of_other_shapes_are_refused_by_their_first_difference(parent, t
     plan = make_plan(*SMALL, f"init_from={parent}", *wide, "data.resize=4")
     with pytest.raises(RunError, match=r"of another network than the config: its first difference is linear_1.weight"):
         run(plan, tmp_path / "branch")
+
+
+def test_the_tasks_go_on_only_with_the_other_runs_data(tmp_path):
+    """The same settings, and another file behind them; who begins with the first task may take any."""
+    few = ("epochs=1", "threads=1", "net.widths=[4]", "analysis=[]", "data=arrays", f"data.file={tmp_path}/data.npz")
+    inputs = np.random.default_rng(0).random((100, 4), dtype=np.float32)
+    for seed in (0, 1):
+        labels = np.random.default_rng(seed).integers(0, 10, 100)
+        np.savez(tmp_path / "data.npz", x_train=inputs, y_train=labels, x_test=inputs, y_test=labels)
+        if seed == 0:
+            run(make_plan(*few, "num_tasks=1"), tmp_path / "parent")
+    goes_on = make_plan(*few, "num_tasks=2", f"init_from={tmp_path / 'parent'}")
+    for begin in (run, forecast):
+        with pytest.raises(RunError, match="the data are not those that the run in .*parent began with"):
+            begin(goes_on, tmp_path / "branch")
+    assert not (tmp_path / "branch" / "run.json").exists()
+    anew = make_plan(*few, "num_tasks=1", f"init_from={tmp_path / 'parent'}", "init_from_start=first")
+    run(anew, tmp_path / "anew")
+    assert read_status(tmp_path / "anew")["state"] == "done"
 
 
 def test_a_folder_without_weights_is_refused(parent, tmp_path):
