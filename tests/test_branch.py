@@ -193,7 +193,7 @@ def test_the_tasks_go_on_only_with_the_other_runs_data(tmp_path):
             run(make_plan(*few, "num_tasks=1"), tmp_path / "parent")
     goes_on = make_plan(*few, "num_tasks=2", f"init_from={tmp_path / 'parent'}")
     for begin in (run, forecast):
-        with pytest.raises(RunError, match="the data are not those that the run in .*parent began with"):
+        with pytest.raises(RunError, match=r"the data are not those that the run in .*parent began with"):
             begin(goes_on, tmp_path / "branch")
     assert not (tmp_path / "branch" / "run.json").exists()
     anew = make_plan(*few, "num_tasks=1", f"init_from={tmp_path / 'parent'}", "init_from_start=first")
