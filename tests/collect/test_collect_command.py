@@ -99,6 +99,44 @@ def test_an_arm_keeps_its_colour_in_all_pictures(command, tmp_path, monkeypatch)
     assert len({y for y, _ in shown}) == 3
 
 
+def test_a_plot_takes_the_epochs_of_tasks_of_published_results(command, tmp_path):
+    """And says what stands for them where they are not given."""
+    for index in (0, 1):
+        path = tmp_path / "tree/arm/test_accuracy_per_epoch" / f"index-{index}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.repeat([0.25, 0.75], 200).astype(np.float32))
+    asked = ("plot", "tree", "y=test_accuracy", "x=task_idx")
+    code, out, _ = command(*asked)
+    assert code == 0 and out.startswith("tree/arm: taken for tasks of 200 epochs, as published; else give ")
+    assert "(plastiscope-plot: epochs_per_task=N)" in out.splitlines()[0]
+    code, out, _ = command(*asked, "epochs_per_task=100")
+    assert code == 0 and "taken for" not in out
+    table = pd.read_csv("tree/figures/test_accuracy_over_task_idx.csv")
+    assert table["x"].tolist() == [0, 1, 2, 3] and table["mean"].tolist() == [0.25, 0.25, 0.75, 0.75]
+
+
+def test_what_cannot_be_read_is_said_and_the_others_are_drawn(command, tmp_path):
+    (tmp_path / "runs/l2_0/metrics.jsonl").write_text("{\n")
+    code, out, _ = command("collect", "runs")
+    assert code == 0 and "4 runs: 3 done, 1 failed" in out and "failed: runs/l2_0 (" in out
+    code, out, _ = command("plot", "runs", "y=test_accuracy", "learner=l2")
+    assert code == 0 and out.startswith("failed: runs/l2_0 (runs/l2_0/metrics.jsonl is damaged")
+    assert pd.read_csv("runs/figures/test_accuracy_over_epochs_completed.csv")["n"].tolist() == [1] * 4
+    code, _, err = command("collect", "runs/l2_0")
+    assert code == 2 and "metrics.jsonl is damaged" in err and "Traceback" not in err
+
+
+def test_of_very_many_notes_a_plot_prints_some(command, tmp_path):
+    for index in range(12):
+        path = tmp_path / f"tree/arm_{index}/test_accuracy_per_epoch/index-0.npy"
+        path.parent.mkdir(parents=True)
+        np.save(path, np.zeros(200, np.float32))
+    code, out, _ = command("plot", "tree", "y=test_accuracy", "learner=arm_3")
+    assert code == 0 and [line.split(":")[0] for line in out.splitlines()[:1]] == ["tree/arm_3"]
+    _, out, _ = command("plot", "tree", "y=test_accuracy", "x=task_idx", "group=data")
+    assert "and 4 more such lines, see plastiscope-collect" in out.splitlines()
+
+
 def test_equal_runs_give_equal_pictures(command, tmp_path):
     for out in ("one", "two"):
         assert command("plot", "runs", "y=test_accuracy", f"out={out}")[0] == 0

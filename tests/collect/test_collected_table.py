@@ -17,7 +17,7 @@ from plastiscope.build import sweep_jobs
 from plastiscope.collect.export_tree import export
 from plastiscope.collect.settings import NOT_OF_TRAINING, read_settings
 from plastiscope.collect.table import collect, report, write
-from plastiscope.error import ConfigError, DataError, RunError
+from plastiscope.error import DataError, RunError
 from plastiscope.experiment import run
 from plastiscope.run.folder import FolderLock
 from plastiscope.settings import RESUMABLE
@@ -276,7 +276,7 @@ def test_a_runs_own_parts_hold_no_runs_and_overlapping_folders_count_once(tmp_pa
 def test_a_damaged_config(tmp_path):
     folder = write_run(tmp_path / "run", epochs(1, loss=[1.0]))
     (folder / "config.yaml").write_text("seed: 0\nnet: [1, {\n")
-    with pytest.raises(ConfigError, match=r"config.yaml is damaged"):
+    with pytest.raises(DataError, match=r"config.yaml is damaged"):
         collect([tmp_path])
 
 

@@ -55,6 +55,7 @@ def test_continual_imagenet_row_by_row(imagenet):
         assert rows["epoch"].tolist() == [0, 1, 2] * 4 and rows["global_epoch"].tolist() == [*range(12)]
         for name, ours in published_files.EPOCH_NUMBERS.items():
             assert rows[ours].tolist() == arrays[name][:4].ravel().tolist(), name
+        assert rows["published/curvature"].tolist() == arrays["curvatures"][:4].ravel().tolist()
         assert run.settings["learner"] == "backprop" and run.settings["net"] == "convnet"
         assert run.settings["epochs"] == 3
     assert any("4 of 5 tasks are done" in line for line in report(found))

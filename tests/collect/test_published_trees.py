@@ -3,12 +3,14 @@
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from collect.small_runs import analysis, ends, epochs, learner, write_bins, write_run
+from collect.small_runs import analysis, ends, epochs, learner, write_bins, write_results, write_run
 from plastiscope.collect.export_tree import export
+from plastiscope.collect.published_figures import best_of_tasks
 from plastiscope.collect.published_tree import checkpoint_means, find_trees, read_tree
-from plastiscope.collect.table import collect, report
+from plastiscope.collect.table import collect, report, write
 from plastiscope.error import DataError, RunError
 
 TASKS, EPOCHS = 4, 3
@@ -129,6 +131,10 @@ def test_published_results_exported_again_are_the_same_files(tree, tmp_path):
         if "checkpoint" not in path.parent.name:
             assert path.read_bytes() == (tmp_path / "again" / path.relative_to(tree)).read_bytes(), path
     assert not list((tmp_path / "again").glob("*/train_*"))
+    configs = sorted(path.relative_to(tree) for path in tree.glob("*/config_index-*.yaml"))
+    assert len(configs) == 4
+    for name in configs:
+        assert (tree / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
 def test_checkpoints_of_an_epoch_are_averaged():
@@ -157,7 +163,8 @@ def test_what_an_unfinished_tree_lacks_is_said(tree, tmp_path):
 def test_epochs_of_a_task_where_the_tree_does_not_say(tree, tmp_path):
     source = tree / "base_deep_learning_system" / "test_accuracy_per_epoch"
     shutil.copytree(source, tmp_path / "arm" / "test_accuracy_per_epoch")
-    with pytest.raises(DataError, match="12 epochs are no whole tasks of 200; give --epochs-per-task"):
+    words = r"12 epochs are no whole tasks of 200; give --epochs-per-task N \(plastiscope-plot: epochs_per_task=N\)"
+    with pytest.raises(DataError, match=words):
         collect([tmp_path])
     rows = collect([tmp_path], epochs_per_task=6).runs[0].rows
     assert rows.column("task_idx").to_pylist() == [0] * 6 + [1] * 6
@@ -166,17 +173,117 @@ def test_epochs_of_a_task_where_the_tree_does_not_say(tree, tmp_path):
     assert any("taken for tasks of 200 epochs, as published" in line for line in report(collect([tmp_path])))
 
 
+def test_a_tree_says_how_many_epochs_its_tasks_have(tree, tmp_path):
+    """Without an analysis, whose rows are tasks, the config of the run does."""
+    arm = tree / "base_deep_learning_system"
+    shutil.copytree(arm / "test_accuracy_per_epoch", tmp_path / "arm" / "test_accuracy_per_epoch")
+    for index in (0, 4):
+        shutil.copy(arm / f"config_index-{index}.yaml", tmp_path / "arm")
+    for run in collect([tmp_path]).runs:
+        assert run.rows.column("task_idx").to_pylist() == np.repeat(range(TASKS), EPOCHS).tolist()
+        assert run.settings["epochs"] == EPOCHS and not run.notes
+
+
+def classes_over(folder):
+    """Classes seen after each task of the first index, and what is said of it."""
+    run = collect([folder]).runs[0]
+    return best_of_tasks(run)[0].tolist(), " ".join(run.notes)
+
+
+def test_classes_that_a_tree_of_fewer_tasks_has_seen(tree, tmp_path):
+    """The order of classes is of all that there are, also where the tasks bring only some of them."""
+    arm = tmp_path / "arm"
+    shutil.copytree(tree / "base_deep_learning_system", arm)
+    np.save(arm / "class_order" / "index-0.npy", np.arange(12))
+    config, by_class = arm / "config_index-0.yaml", arm / "accuracy_per_class_in_order" / "index-0.npy"
+    assert classes_over(arm) == ([2, 4, 6, 8], "")
+    config.write_text(
+        config.read_text().replace("  classes_per_task: 2", "  classes_per_task: 2\n  initial_classes: 5")
+    )
+    assert classes_over(arm) == ([5, 7, 9, 11], "")
+    config.unlink()
+    assert classes_over(arm) == ([2, 4, 6, 8], "")  # by the classes whose accuracies there are
+    by_class.unlink()
+    seen, said = classes_over(arm)
+    assert seen == [3, 6, 9, 12] and "taken for tasks of 3 classes, so that 4 tasks have all 12" in said
+    np.save(arm / "class_order" / "index-0.npy", np.arange(13))
+    seen, said = classes_over(arm)
+    assert seen == [1, 2, 3, 4] and "13 do not fit 4 tasks" in said
+    for has_all in (False, True):  # published arrays of the classes are of all 100
+        np.save(arm / "class_order" / "index-0.npy", np.arange(100))
+        if has_all:
+            np.save(by_class, np.zeros(100, np.float32))
+        seen, said = classes_over(arm)
+        assert seen == [5, 10, 15, 20] and "taken for tasks of 5 classes, as published, with 4 of 20 tasks" in said
+
+
+def test_settings_of_a_tree_are_those_of_its_configs(tmp_path):
+    """So published values of other data are no marks of it, and arms that only settings tell apart stay so."""
+    for lr in (0.1, 0.2):
+        write_run(
+            tmp_path / "runs" / str(lr), epochs(2, test_loss=[lr, lr]), learner=learner("l2", lr=lr),
+            data=("plastiscope.data.digits.Digits", {}),
+        )  # fmt: skip
+    export(collect([tmp_path / "runs"]).runs, tmp_path / "out")
+    runs = collect([tmp_path / "out"]).runs
+    assert [(run.settings["learner"], run.settings["learner.lr"]) for run in runs] == [("l2", 0.1), ("l2", 0.2)]
+    assert {run.settings["data"] for run in runs} == {"digits"}
+    assert [folder.name for folder in export(runs, tmp_path / "again").folders] == [
+        "l2_learner.lr=0.1", "l2_learner.lr=0.2",
+    ]  # fmt: skip
+
+
+def failed(found):
+    """What is said of runs that failed, by their labels."""
+    return {run.label: run.error for run in found.runs if run.state == "failed"}
+
+
 def test_arrays_of_different_lengths_are_refused(tree, tmp_path):
     shutil.copytree(tree / "base_deep_learning_system", tmp_path / "arm")
     np.save(tmp_path / "arm" / "test_loss_per_epoch" / "index-0.npy", np.zeros(5, np.float32))
-    with pytest.raises(DataError, match="arrays of index-0 have different lengths"):
-        collect([tmp_path])
+    (label,), (error,) = zip(*failed(collect([tmp_path])).items(), strict=True)
+    assert label == f"{tmp_path}/arm/index-0" and "arrays of index-0 have different lengths" in error
 
 
 def test_objects_are_not_unpickled(tree, tmp_path):
     shutil.copytree(tree / "base_deep_learning_system", tmp_path / "arm")
     np.save(tmp_path / "arm" / "test_loss_per_epoch" / "index-0.npy", np.array([{}], object), allow_pickle=True)
-    with pytest.raises(DataError, match="holds Python objects"):
+    (error,) = failed(collect([tmp_path])).values()
+    assert "holds Python objects" in error
+
+
+def test_what_cannot_be_read_has_failed_and_the_others_are_collected(tree, tmp_path):
+    folder = tmp_path / "all"
+    for name in ("cut", "indices", "config"):
+        shutil.copytree(tree / "base_deep_learning_system", folder / name)
+    cut = folder / "cut/test_loss_per_epoch/index-4.npy"
+    cut.write_bytes(cut.read_bytes()[:-7])
+    (folder / "indices/experiment_indices.npy").write_bytes(b"PK\x03\x04")
+    (folder / "config/config_index-0.yaml").write_text("seed: [\n")
+    pickled = write_results(folder, "data/bp", 0, 3, {"errs": np.ones(20_000, np.float32)})
+    write_results(folder, "data/bp", 0, 4, {"errs": np.ones(20_000, np.float32)})
+    pickled.write_bytes(pickled.read_bytes()[:9000])
+    log = write_run(folder / "ours", epochs(1, epoch_loss=[1.0])) / "metrics.jsonl"
+    log.write_text('{"kind": "epoch",\n')
+    found = collect([folder])
+    assert failed(found).keys() == {
+        f"{folder}/cut/index-4", f"{folder}/indices", f"{folder}/config/index-0", str(pickled), str(log.parent),
+    }  # fmt: skip
+    read = [run.label for run in found.runs if run.rows is not None]
+    assert read == [f"{folder}/config/index-4", f"{folder}/cut/index-0", f"{folder}/data/bp/0/4"]
+    lines = [line for line in report(found) if line.startswith("failed: ")]
+    assert len(lines) == 5 and sum("index-4.npy is damaged" in line for line in lines) == 1
+    write(found, tmp_path / "tables")
+    runs = pd.read_csv(tmp_path / "tables/runs.csv").set_index("run")
+    assert runs.state[str(pickled)] == "failed" and "is damaged or no pickle" in runs.error[str(pickled)]
+    assert runs.seed[str(pickled)] == 3 and "config_index-0.yaml is damaged" in runs.error[f"{folder}/config/index-0"]
+
+
+def test_where_nothing_can_be_read_the_first_error_is_told(tree, tmp_path):
+    shutil.copytree(tree / "base_deep_learning_system", tmp_path / "arm")
+    for path in (tmp_path / "arm").glob("*/index-*.npy"):
+        path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(DataError, match=r"index-0.npy is damaged .* \(1 more cannot be read either\)"):
         collect([tmp_path])
 
 

@@ -21,7 +21,7 @@ from plastiscope.figure.curves import BANDS, MOST_GROUPS, Curve, CurveLabels, se
 from plastiscope.figure.style import save
 from plastiscope.run.storage import write_atomic
 
-OPTIONS = ("y", "x", "group", "smooth", "figure", "interval", "bin", "log_y", "reference", "out")
+OPTIONS = ("y", "x", "group", "smooth", "figure", "interval", "bin", "log_y", "reference", "out", "epochs_per_task")
 """Arguments of plastiscope-plot that are not settings of runs."""
 
 
@@ -95,8 +95,11 @@ def plot_command(arguments: Sequence[str]) -> None:
     folders, given = _arguments(arguments)
     if given is None or not ("y" in given) ^ ("figure" in given):
         raise ConfigError(USAGE)
-    runs = [run for run in collect(folders).runs if run.rows is not None]
+    found = collect(folders, epochs_per_task=_whole(given, "epochs_per_task")).runs
+    runs = [run for run in found if run.rows is not None]
     runs = chosen(runs, {key: text for key, text in given.items() if key not in OPTIONS})
+    for line in _said_of_runs(runs, [run for run in found if run.is_unreadable]):
+        print(line)
     by = [key for key in given["group"].split(",") if key] if "group" in given else None
     target = Path(given["out"]) if "out" in given else common_folder(folders) / "figures"
     said: list[str] = []
@@ -110,6 +113,18 @@ def plot_command(arguments: Sequence[str]) -> None:
         for line in (*(note for note in notes if note not in said), *(f"wrote {path}" for path in written)):
             print(line)
         said += notes
+
+
+MOST_NOTES = 8
+"""Lines about runs that a plot prints; plastiscope-collect prints all."""
+
+
+def _said_of_runs(shown: Sequence[CollectedRun], damaged: Sequence[CollectedRun]) -> list[str]:
+    """What cannot be read, and what is to be said of the runs that are drawn."""
+    lines = [f"failed: {run.label} ({run.error})" for run in damaged]
+    lines += dict.fromkeys(note for run in shown for note in run.notes)
+    more = [f"and {len(lines) - MOST_NOTES} more such lines, see plastiscope-collect"]
+    return lines[:MOST_NOTES] + (more if len(lines) > MOST_NOTES else [])
 
 
 USAGE = (

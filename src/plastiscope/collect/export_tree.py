@@ -19,6 +19,7 @@ from plastiscope.collect.published_tree import (
     PER_CLASS,
     PREVIOUS,
     TASK_NUMBERS,
+    config_of_index,
     our_name,
     read_class_order,
 )
@@ -89,7 +90,7 @@ def _is_whole(run: CollectedRun) -> bool:
     """Whether a run makes an arm's index: one that is done, published results of this study, a look at its weights."""
     if run.rows is None or (run.replay_of and not run.is_published):
         return False
-    return run.state == "done" or (run.state == "published" and run.settings.get("data") == "cifar100")
+    return run.state == "done" or (run.state == "published" and run.label == f"{run.folder}/index-{run.seed}")
 
 
 def _is_of(look: CollectedRun, run: CollectedRun) -> bool:
@@ -121,9 +122,9 @@ def _write_run(arrays: dict[str, Array], index: int, run: CollectedRun, folder: 
             write_array(path, arrays[metric])
         else:
             made.left_out[metric] = made.left_out.get(metric, 0) + 1
-    config = run.folder / "config.yaml"
+    config = config_of_index(run.folder, index) if run.state == "published" else run.folder / "config.yaml"
     if config.exists():
-        write_atomic(folder / f"config_index-{index}.yaml", config.read_bytes())
+        write_atomic(config_of_index(folder, index), config.read_bytes())
 
 
 def arrays_of(run: CollectedRun, looks: Sequence[CollectedRun] = ()) -> dict[str, Array]:

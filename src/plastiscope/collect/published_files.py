@@ -118,11 +118,16 @@ def read_file(path: Path, keys: Sequence[str] = ()) -> CollectedRun:
         raise DataError(f"{path} holds a {type(content).__name__}, and a dict of arrays is needed; get the file again")
     study = STUDIES[next(iter(content))]
     made = study.read(_Arrays(path, content), about)
-    seed = int(NAME.fullmatch(path.name)[1])  # type: ignore[index]
+    seed = seed_of(path)
     settings = {"name": study.name, "seed": seed, "epochs": made.epochs, **about.settings}
     notes = (*about.notes, *(f"{path}: {note}" for note in made.notes))
     rows = _table(made.rows, keys)
     return CollectedRun(path.parent, str(path), "published", seed, settings, rows=rows, bins=made.bins, notes=notes)
+
+
+def seed_of(path: Path) -> int:
+    """The number of a run, which is the name of its file."""
+    return int(NAME.fullmatch(path.name)[1])  # type: ignore[index]
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from plastiscope.collect.rows import fits
-from plastiscope.collect.runs import CollectedRun
-from plastiscope.error import DataError
+from plastiscope.collect.runs import CollectedRun, unreadable
+from plastiscope.collect.settings import read_config
+from plastiscope.error import DataError, PlastiscopeError
 from plastiscope.formats.content import read_vector
 
 if TYPE_CHECKING:
@@ -61,6 +62,11 @@ LEARNERS = {
 """Published names of arms, and of our learners."""
 EPOCHS_PER_TASK = 200
 """Of the published runs; what is taken where a tree does not say how many tasks it has."""
+EPOCHS_OPTION = "--epochs-per-task N (plastiscope-plot: epochs_per_task=N)"
+"""What says how many epochs a task has."""
+CLASSES, CLASSES_PER_TASK = 100, 5
+"""Of CIFAR-100, and what each task of the published study brings."""
+MORE_CLASSES = "task_shift_mode.classes_per_task"
 CLASS_ORDER, PER_CLASS = "class_order", "accuracy_per_class_in_order"
 
 
@@ -77,37 +83,70 @@ def find_trees(folder: Path) -> list[Path]:
 
 
 def read_tree(folder: Path, epochs_per_task: int | None = None, keys: Sequence[str] = ()) -> list[CollectedRun]:
-    """The runs of one <name>, by their indices.
+    """The runs of one <name>, by their indices; those with a file that cannot be read have failed.
+
+    An index has the settings of its config_index-<i>.yaml, which `--export` writes; published results have none.
 
     Args:
         folder: <results>/<name>.
-        epochs_per_task: None = as the lengths say: epochs over rows of the post-run analysis, or else EPOCHS_PER_TASK.
+        epochs_per_task: None = as the config says, or else the lengths: epochs over rows of the post-run analysis, or
+            else EPOCHS_PER_TASK.
         keys: patterns of the numbers that are wanted.
 
     Raises:
-        DataError: a file is damaged, or its length does not fit the others.
+        DataError: experiment_indices.npy is damaged.
     """
-    indices = _indices(folder)
-    runs = []
-    for index in indices:
+    return [_read_index(folder, index, epochs_per_task, keys) for index in _indices(folder)]
+
+
+def _read_index(folder: Path, index: int, epochs_per_task: int | None, keys: Sequence[str]) -> CollectedRun:
+    learner = LEARNERS.get(folder.name, folder.name)
+    settings: dict[str, Any] = {"name": folder.name, "seed": index, "data": "cifar100", "learner": learner}
+    label = f"{folder}/index-{index}"
+    try:
         arrays = _arrays(folder, index)
-        learner = LEARNERS.get(folder.name, folder.name)
-        settings: dict[str, Any] = {"name": folder.name, "seed": index, "data": "cifar100", "learner": learner}
-        label = f"{folder}/index-{index}"
         if not arrays:
             missing = f"{folder}/experiment_indices.npy names it, and there is no index-{index}.npy"
-            runs.append(CollectedRun(folder, label, "missing", index, settings, error=missing))
-            continue
+            return CollectedRun(folder, label, "missing", index, settings, error=missing)
+        advice = "get it again, or delete it to do without the run's settings"
+        settings |= read_config(config_of_index(folder, index), advice) | {"name": folder.name, "seed": index}
         epochs, rows_of_tasks = _lengths(arrays, folder, index)
-        per_task, note = _per_task(epochs, rows_of_tasks, epochs_per_task, folder)
-        rows = _rows(arrays, epochs, rows_of_tasks, per_task, keys)
-        order, tasks = read_class_order(folder, index), epochs // per_task or rows_of_tasks
+        per_task, said_of_epochs = _per_task(epochs, rows_of_tasks, epochs_per_task or settings.get("epochs"), folder)
         settings["epochs"] = per_task
-        if order is not None and tasks and len(order) % tasks == 0:
-            settings["task_shift_mode.classes_per_task"] = len(order) // tasks
-        notes = (note,) if note else ()
-        runs.append(CollectedRun(folder, label, "published", index, settings, rows=rows, notes=notes))
-    return runs
+        more, said_of_classes = _classes_per_task(folder, index, epochs // per_task or rows_of_tasks, settings)
+        settings |= {} if more is None else {MORE_CLASSES: more}
+        rows = _rows(arrays, epochs, rows_of_tasks, per_task, keys)
+    except (PlastiscopeError, OSError) as error:
+        return unreadable(folder, label, error, index, settings)
+    notes = tuple(note for note in (said_of_epochs, said_of_classes) if note)
+    return CollectedRun(folder, label, "published", index, settings, rows=rows, notes=notes)
+
+
+def config_of_index(folder: Path, index: int) -> Path:
+    """Where `--export` leaves the config of a run."""
+    return folder / f"config_index-{index}.yaml"
+
+
+def _classes_per_task(folder: Path, index: int, tasks: int, settings: Mapping[str, Any]) -> tuple[int | None, str]:
+    """Classes that each task brings, None where none; and what is to be said of how they are known.
+
+    The order of classes is of all that there are, so where tasks are fewer than bring them all it does not tell. Ours
+    of the accuracies of classes is of those that have come; the published one is of all, so it tells if it is shorter.
+    """
+    order = read_class_order(folder, index)
+    if MORE_CLASSES in settings or order is None or not tasks:
+        return settings.get(MORE_CLASSES), ""
+    path = folder / PER_CLASS / f"index-{index}.npy"
+    seen = len(read_vector(path)) if path.exists() else len(order)
+    if seen < len(order) and seen % tasks == 0:
+        return seen // tasks, ""
+    if len(order) == CLASSES and tasks * CLASSES_PER_TASK <= CLASSES:
+        note = f"{folder}: taken for tasks of {CLASSES_PER_TASK} classes, as published, with {tasks} of 20 tasks"
+        return CLASSES_PER_TASK, "" if tasks * CLASSES_PER_TASK == CLASSES else note
+    if len(order) % tasks:
+        return None, f"{folder}: not known how many classes a task brings, {len(order)} do not fit {tasks} tasks"
+    note = f"{folder}: taken for tasks of {len(order) // tasks} classes, so that {tasks} tasks have all {len(order)}"
+    return len(order) // tasks, "" if path.exists() and seen == len(order) else note
 
 
 def read_class_order(folder: Path, index: int) -> Array | None:
@@ -143,13 +182,13 @@ def _lengths(arrays: Mapping[str, Array], folder: Path, index: int) -> tuple[int
 
 
 def _per_task(epochs: int, tasks: int, given: int | None, folder: Path) -> tuple[int, str]:
-    """Epochs of a task, and what is to be said of how they are known."""
+    """Epochs of a task, as given or as the lengths say; and what is to be said of how they are known."""
     if given is None and epochs and tasks and epochs % tasks == 0:
         return epochs // tasks, ""
     per_task = given or EPOCHS_PER_TASK
     if epochs % per_task:
-        raise DataError(f"{folder}: {epochs} epochs are no whole tasks of {per_task}; give --epochs-per-task")
-    note = f"{folder}: taken for tasks of {per_task} epochs, as published; else give --epochs-per-task"
+        raise DataError(f"{folder}: {epochs} epochs are no whole tasks of {per_task}; give {EPOCHS_OPTION}")
+    note = f"{folder}: taken for tasks of {per_task} epochs, as published; else give {EPOCHS_OPTION}"
     return per_task, "" if given else note
 
 

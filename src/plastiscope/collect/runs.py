@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from plastiscope.collect.rows import read_logs
 from plastiscope.collect.settings import read_settings
-from plastiscope.error import RunError
+from plastiscope.error import PlastiscopeError, RunError
 from plastiscope.run.status import read_status
 from plastiscope.run.storage import read_json
 
@@ -34,7 +34,7 @@ class CollectedRun:
         seed: None if not known.
         settings: by dotted key; of published results what their names say.
         overrides: as on the command line.
-        error: of a failed one.
+        error: of a failed one, or why it cannot be read.
         progress: the last whole task and epoch, from its status.
         replica_of, replay_of: folder of the group, and of the run whose weights were looked at; "" = none.
         is_published: the weights that were looked at are those of a published tree.
@@ -57,6 +57,18 @@ class CollectedRun:
     rows: "pa.Table | None" = None
     bins: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether there are results that cannot be read; a run of ours that failed has its rows so far."""
+        return self.state == "failed" and self.rows is None
+
+
+def unreadable(
+    folder: Path, label: str, error: Exception, seed: int | None = None, settings: dict[str, Any] | None = None
+) -> CollectedRun:
+    """What stands for a run with a damaged file: failed, with what is wrong, so that the others can be read."""
+    return CollectedRun(folder, label, "failed", seed, settings or {}, error=str(error))
 
 
 def run_folders(folders: Sequence[Path]) -> list[Path]:
@@ -91,19 +103,26 @@ def _walk(folder: Path) -> Iterator[Path]:
 def read_runs(folders: Sequence[Path], keys: Sequence[str] = ()) -> list[CollectedRun]:
     """Runs at or below `folders` with their logs, in the order of their folders; groups give their members.
 
+    Runs whose config or log is damaged have failed, and the others are read.
+
     Raises:
         RunError: a folder that does not exist.
-        ConfigError, DataError: a config or a log is damaged.
     """
     found = []
     for folder in run_folders(folders):
-        about = read_json(folder / "run.json") or {}
-        settings = read_settings(folder)
-        if settings.get("replicas", 1) > 1:
-            found += _members_that_lack(folder, settings, about)
-        else:
-            found.append(_read(folder, settings, about, keys))
+        try:
+            found += _read_folder(folder, keys)
+        except (PlastiscopeError, OSError) as error:
+            found.append(unreadable(folder, str(folder), error))
     return sorted(found, key=lambda run: run.label)
+
+
+def _read_folder(folder: Path, keys: Sequence[str]) -> list[CollectedRun]:
+    """The run of a folder; of a group, what it lacks."""
+    about, settings = read_json(folder / "run.json") or {}, read_settings(folder)
+    if settings.get("replicas", 1) > 1:
+        return _members_that_lack(folder, settings, about)
+    return [_read(folder, settings, about, keys)]
 
 
 def _read(folder: Path, settings: dict[str, Any], about: dict[str, Any], keys: Sequence[str]) -> CollectedRun:

@@ -31,30 +31,43 @@ def read_settings(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: config.yaml is damaged.
     """
+    return read_config(folder / "config.yaml", "put it back, or move the folder out of the way")
+
+
+def read_config(path: Path, advice: str) -> dict[str, Any]:
+    """The settings of a config; empty if there is none.
+
+    Args:
+        path: of the file.
+        advice: what to do if it is damaged.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
     try:
-        text = (folder / "config.yaml").read_text()
+        text = path.read_text()
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, UnicodeDecodeError):
-        raise _damaged(folder) from None
+        raise _damaged(path, advice) from None
     found: dict[str, Any] = {}
     for block in re.split(r"(?m)^(?=[^\s#-])", text):  # blocks are alike in many runs, and reading YAML is slow
         if block.strip():
-            found |= _flat_block(block, folder)
+            found |= _flat_block(block, path, advice)
     return found
 
 
-def _damaged(folder: Path) -> ConfigError:
-    return ConfigError(f"{folder}/config.yaml is damaged; put it back, or move the folder out of the way")
+def _damaged(path: Path, advice: str) -> ConfigError:
+    return ConfigError(f"{path} is damaged; {advice}")
 
 
-def _flat_block(block: str, folder: Path) -> dict[str, Any]:
+def _flat_block(block: str, path: Path, advice: str) -> dict[str, Any]:
     from yaml import YAMLError
 
     try:
         return dict(_parsed_block(block))
     except (YAMLError, AttributeError):
-        raise _damaged(folder) from None
+        raise _damaged(path, advice) from None
 
 
 @lru_cache(maxsize=4096)

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plastiscope.collect.published_files import find_files, read_file
+from plastiscope.collect.published_files import find_files, read_file, seed_of
 from plastiscope.collect.published_tree import find_trees, read_tree
 from plastiscope.collect.rows import PLACE
-from plastiscope.collect.runs import GOING, CollectedRun, once, read_runs
+from plastiscope.collect.runs import GOING, CollectedRun, once, read_runs, unreadable
 from plastiscope.collect.settings import Settings, differing, said
 from plastiscope.collect.sweep import SweepReport, check_sweeps
-from plastiscope.error import RunError
+from plastiscope.error import DataError, PlastiscopeError, RunError
 from plastiscope.run.storage import plain, write_by, write_json
 from plastiscope.table.file import KEY
 
@@ -70,6 +70,8 @@ class Collected:
 def collect(folders: Sequence[Path], keys: Sequence[str] = (), epochs_per_task: int | None = None) -> Collected:
     """Everything at or below some folders: runs, sweeps, groups, published results; also while runs go on.
 
+    What cannot be read has failed, and the others are collected.
+
     Args:
         folders: to walk.
         keys: patterns of the numbers that are wanted, such as "representation/*"; none = all.
@@ -77,19 +79,41 @@ def collect(folders: Sequence[Path], keys: Sequence[str] = (), epochs_per_task: 
 
     Raises:
         RunError: there is no such folder, or nothing to collect in them.
-        ConfigError, DataError: a file of them is damaged.
+        DataError: nothing can be read, or the list of a sweep is damaged.
     """
     runs = read_runs(folders, keys)
     trees = once(tree for folder in folders for tree in find_trees(folder))
-    published = [run for tree in trees for run in read_tree(tree, epochs_per_task, keys)]
-    published += [read_file(path, keys) for path in once(path for folder in folders for path in find_files(folder))]
+    published = [run for tree in trees for run in _runs_of(tree, epochs_per_task, keys)]
+    published += [_run_of(path, keys) for path in once(path for folder in folders for path in find_files(folder))]
     runs, sweeps = check_sweeps(folders, runs)
     if not runs and not published:
         raise RunError(
             f"no runs below {', '.join(map(str, folders))}: give a folder that holds runs, such as outputs/<name>, or "
             "published results (<name>/<metric>/index-0.npy, or <data_dir>/<setting>/<run>)"
         )
+    _check_readable([*runs, *published])
     return Collected([*runs, *published], sweeps)
+
+
+def _runs_of(tree: Path, epochs_per_task: int | None, keys: Sequence[str]) -> list[CollectedRun]:
+    try:
+        return read_tree(tree, epochs_per_task, keys)
+    except (PlastiscopeError, OSError) as error:
+        return [unreadable(tree, str(tree), error)]
+
+
+def _run_of(path: Path, keys: Sequence[str]) -> CollectedRun:
+    try:
+        return read_file(path, keys)
+    except (PlastiscopeError, OSError) as error:
+        return unreadable(path.parent, str(path), error, seed_of(path))
+
+
+def _check_readable(runs: Sequence[CollectedRun]) -> None:
+    damaged = [run for run in runs if run.is_unreadable]
+    if damaged and all(run.rows is None for run in runs):
+        more = f" ({len(damaged) - 1} more cannot be read either)" if len(damaged) > 1 else ""
+        raise DataError(f"{damaged[0].error}{more}")
 
 
 def report(found: Collected) -> list[str]:
