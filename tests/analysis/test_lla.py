@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import signal
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,13 @@ import pytest
 import torch
 from analysis_context import TINY, make_context
 
+from forks import killed
 from plans import make_plan
 from plastiscope.analysis.frozen_set import frozen_set
 from plastiscope.analysis.lla import Lla, When, placed, spread
 from plastiscope.analyze import analyze
 from plastiscope.error import ConfigError
+from plastiscope.event import Callback, Context
 from plastiscope.experiment import run
 from plastiscope.landscape import work
 from plastiscope.landscape.look import Here, SavedPoint
@@ -183,7 +185,7 @@ def test_ids_are_the_stratified_sample_and_the_centre_is_its_loss(whole):
     assert numbers["plane_hessian_center_loss"] == pytest.approx(expected.loss, rel=1e-6)
 
 
-def killed(folder: Path, parts: int) -> None:
+def die_within_a_look(folder: Path, parts: int) -> None:
     """What a process does that is killed when it has written so many parts of a look; in a fork of this one."""
     share_out, written = work.share_out, 0
 
@@ -204,7 +206,7 @@ def killed(folder: Path, parts: int) -> None:
 @pytest.mark.parametrize("parts", [2, 9, 25])
 def test_killed_within_a_look_it_goes_on_with_what_is_finished(whole_of_two, tmp_path, parts):
     """In the spectrum of the first look, in its planes, in the second look: the same bytes in the end."""
-    process = multiprocessing.get_context("fork").Process(target=killed, args=(tmp_path / "run", parts))
+    process = multiprocessing.get_context("fork").Process(target=die_within_a_look, args=(tmp_path / "run", parts))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
@@ -212,6 +214,33 @@ def test_killed_within_a_look_it_goes_on_with_what_is_finished(whole_of_two, tmp
     assert left > 0
     run(plan("num_tasks=2"), tmp_path / "run")
     assert contents(tmp_path / "run") == contents(whole_of_two)
+
+
+@dataclass(kw_only=True)
+class Death(Callback):
+    """Ends the process in the steps of the last epoch of task 1; the first one is in a checkpoint."""
+
+    name = "death"
+
+    def on_batch_end(self, context: Context) -> None:
+        if (context.task_idx, context.epoch, context.batch_index) == (1, 1, 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("learner", ["backprop", "continual_backprop"])
+def test_killed_in_mid_training_it_ends_with_the_bytes_of_one_never_stopped(tmp_path, learner):
+    """Artifacts, snapshots and numbers, with a curve between the ends of tasks and a path through epochs."""
+    changes = (f"learner={learner}", "lla.enable_mode_connectivity=true", "snapshots.every=1", "checkpoint_every_s=0")
+    dying = plan(*changes, "num_tasks=2")
+    dying.analyses.append(Death())
+    assert killed(lambda: run(dying, tmp_path / "stopped"))
+    assert read_json(tmp_path / "stopped" / "status.json")["state"] == "running"
+    for name in ("stopped", "whole"):
+        run(plan(*changes, "num_tasks=2"), tmp_path / name)
+    found = contents(tmp_path / "stopped")
+    assert found == contents(tmp_path / "whole")
+    assert {"metrics.jsonl", "snapshots/epoch_000004.pt"} <= found.keys()
+    assert any("/lla/post_training/" in name and name.endswith(".npz") for name in found)
 
 
 @pytest.fixture(scope="module")
