@@ -100,6 +100,7 @@ def test_several_processes_write_the_files_of_one(alone, tmp_path, world):
     assert [name for name in ours if ours[name] != theirs[name]] == []
     assert not (tmp_path / "run_1").exists()
     assert not (tmp_path / "run_0" / ".processes").exists()
+    assert not (tmp_path / "run_0" / "parts").exists()
 
 
 def test_a_branch_is_the_same_for_two_processes(alone, tmp_path):
@@ -124,9 +125,13 @@ def test_a_signal_saves_the_run_and_one_process_goes_on(alone, tmp_path):
     assert codes[1] != 0
     assert read_status(tmp_path / "run")["state"] == "preempted"
     (tmp_path / "run" / "interrupted").unlink()
+    left = tmp_path / "run" / "parts" / "csl_epoch_000001" / "part_00000_of_00002.npz"  # of a look that was killed
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
     run(make_plan(*SHARED), tmp_path / "run")
     ours, theirs = files_of(alone), files_of(tmp_path / "run")
     assert [name for name in ours if ours[name] != theirs.get(name)] == []
+    assert not (tmp_path / "run" / "parts").exists()
 
 
 @dataclass(kw_only=True)

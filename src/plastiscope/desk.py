@@ -1,6 +1,7 @@
 """The folders of what is run: locks, identity, journals, mirror, status, from the beginning to the end."""
 
 import contextlib
+import shutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -95,6 +96,11 @@ class Desk:
             journal.wandb = WandbSink(journal.folder, settings.wandb, plan.config, journal.past_rows(), alone)
             if journal.wandb.note and journal is self.journals[0]:
                 print(journal.wandb.note, flush=True)
+
+    def clear_parts(self) -> None:
+        """All is trained: what processes have handed each other goes, and what was left of a start that was killed."""
+        for journal in self.journals:
+            shutil.rmtree(journal.folder / "parts", ignore_errors=True)
 
     def finish(self, num_tasks: int, figures: bool) -> None:
         """All is trained: figures, and the status of each folder; runs that failed stay so."""

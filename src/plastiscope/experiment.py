@@ -176,6 +176,7 @@ def _run_first(
             loop.run()
         if source is None:
             processes.release()
+            desk.clear_parts()
         desk.finish(plan.settings.num_tasks, plan.settings.figures)
     except Preempted as stop:
         if processes.missing:
