@@ -82,6 +82,32 @@ def test_numbers_that_no_run_has(study):
         curves(study, "csl/train/total/loss", "epoch")
 
 
+def test_numbers_that_may_be_meant_are_listed_nearest_first(tmp_path):
+    """Then accuracies, losses, and analyses by their first names: none is cut off."""
+    layers = [f"representation/current/linear_{i}/dormant_rate" for i in range(30)]
+    names = [
+        *layers, "epoch_runtime", "epoch_accuracy", "epoch_loss", "test_loss", "task_test_accuracy", "test_accuracy",
+        "weight_norm", "representation/current/total/dormant_rate", "continual/test/total/forgetting",
+    ]  # fmt: skip
+    write_run(tmp_path / "run", epochs(1, **{name: [1.0] for name in names}))
+    runs = collect([tmp_path]).runs
+
+    def told(y):
+        with pytest.raises(ConfigError) as refused:
+            curves(runs, y)
+        return str(refused.value)
+
+    assert told("nothing") == (
+        "no run has logged nothing; there are: test_accuracy, epoch_accuracy, task_test_accuracy, test_loss, "
+        "epoch_loss, weight_norm, epoch_runtime, continual/... (1, such as continual/test/total/forgetting), "
+        "representation/... (31, such as representation/current/total/dormant_rate)"
+    )
+    assert told("accuracy").endswith("did you mean test_accuracy or epoch_accuracy or task_test_accuracy?")
+    assert "did you mean representation/current/total/dormant_rate or " in told("dormant_rate")
+    assert told("forgeting").endswith("did you mean continual/test/total/forgetting?")
+    assert told("representation/curent/total/dormant_rate").split("mean ")[1].startswith(names[-2])
+
+
 def test_a_seed_that_is_there_twice(tmp_path):
     for name in ("first", "second"):
         write_run(tmp_path / name, epochs(2, loss=[1.0, 2.0]), learner=learner("l2"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -263,6 +264,33 @@ def usual_axis(runs: Sequence[CollectedRun], y: str) -> str:
 
 
 def _nearest(name: str, keys: Sequence[str]) -> str:
-    from plastiscope.advice import nearest
+    """A question for the numbers that may be meant, the nearest ones first; or else those that there are.
 
-    return nearest(name, list(keys), list(keys)[:20])
+    Near are names alike, such as test_acuracy, and those with such a last part, such as dormant_rate.
+    """
+    alike = get_close_matches(name, keys, n=3, cutoff=0.6)
+    last = get_close_matches(name, {key.rpartition("/")[2] for key in keys}, n=1, cutoff=0.8)
+    having = sorted((key for key in keys if key.rpartition("/")[2] in last), key=_usefulness)
+    near = list(dict.fromkeys([*alike, *having]))[:4]
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; there are: {', '.join(listed_numbers(keys)) or 'none yet'}"
+
+
+def listed_numbers(keys: Sequence[str]) -> list[str]:
+    """Numbers for people: accuracies, losses and others of training, then how many each analysis has, with one."""
+    of_analyses: dict[str, list[str]] = {}
+    for key in sorted(keys, key=_usefulness):
+        of_analyses.setdefault(key.partition("/")[0] if "/" in key else "", []).append(key)
+    shown = of_analyses.pop("", [])
+    return shown + [f"{name}/... ({len(there)}, such as {there[0]})" for name, there in sorted(of_analyses.items())]
+
+
+KINDS_OF_NUMBERS = ("accuracy", "loss", "error")
+"""Ends of names of what is asked for most, in this order."""
+
+
+def _usefulness(key: str) -> tuple[bool, int, bool, bool, str]:
+    """A number's place in a list: by kind; of the test set, and of whole networks rather than layers, before others."""
+    kind = next((i for i, end in enumerate(KINDS_OF_NUMBERS) if key.endswith(end)), len(KINDS_OF_NUMBERS))
+    return key.endswith("runtime"), kind, not key.startswith("test"), "/total/" not in key, key
