@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -61,6 +62,7 @@ class Submitted(Callback):
         if str(config.hydra.launcher.get("_target_")).endswith("SlurmLauncher") and not has_accounting():
             do_without_accounting()
         hydra.config_loader = KeptConfigs(hydra.config_loader.get_search_path(), kept / "configs" / launch)
+        add_to_script(f"# {launch}", config)
         if self.freeze_code:
             import_first(freeze(kept / "code"), config)
 
@@ -124,10 +126,15 @@ def import_first(folder: Path, config: DictConfig) -> None:
     SLURM may start jobs without our environment, so it gets a line for its batch script.
     """
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    add_to_script(f"export PYTHONPATH={shlex.quote(str(folder))}:$PYTHONPATH", config)
+
+
+def add_to_script(line: str, config: DictConfig) -> None:
+    """Add a line to the batch script of a sweep's jobs, if they have one."""
     launcher = config.hydra.launcher
     if "setup" in launcher:
         with flag_override(config, ["readonly", "struct"], [False, False]):
-            launcher.setup = [*(launcher.setup or []), f"export PYTHONPATH={shlex.quote(str(folder))}:$PYTHONPATH"]
+            launcher.setup = [*(launcher.setup or []), line]
 
 
 class KeptConfigs(ConfigLoaderImpl):
@@ -292,7 +299,7 @@ class Turns(Callback):
 def mishap(error: Exception) -> str:
     """What to tell someone whose sweep could not be submitted or waited for; "" for errors of another kind.
 
-    Of a sweep that was not taken the kept configs go.
+    Of a sweep that was not taken the kept configs go, and what submitit wrote.
     """
     text, kind = str(error), type(error)
     if 'Could not detect "srun"' in text:
@@ -318,8 +325,20 @@ def mishap(error: Exception) -> str:
 
 
 def _forget() -> None:
+    """Remove the configs of sweeps that were not taken, and the scripts and jobs that submitit wrote for them.
+
+    Files of other launches into the same folder stay: scripts name their launch, and jobs the folder of their configs.
+    """
     while KeptConfigs.made:
-        shutil.rmtree(KeptConfigs.made.pop(), ignore_errors=True)
+        configs = KeptConfigs.made.pop()
+        shutil.rmtree(configs, ignore_errors=True)
+        kept = configs.parent.parent
+        for path in (*kept.glob("*.pkl"), *kept.glob(".submission_file_*.sh")):
+            with suppress(OSError):
+                if not path.is_symlink() and configs.name.encode() in path.read_bytes():
+                    path.unlink()
+        with suppress(OSError):  # other launches keep theirs there
+            configs.parent.rmdir()
 
 
 def _reasons(text: str) -> str:

@@ -172,11 +172,17 @@ SBATCH = 'echo "sbatch: error: invalid partition specified: nope" >&2; exit 1'
 
 
 @pytest.mark.parametrize("accounts", SACCT)
-def test_sweep_that_slurm_does_not_take_leaves_no_configs_behind(tmp_path, accounts):
-    """Without accounts that is said, once."""
+def test_sweep_that_slurm_does_not_take_leaves_nothing_but_the_code(tmp_path, accounts):
+    """Files of another launch stay. Without accounts that is said, once."""
     for name, script in {"srun": "", "sacct": SACCT[accounts], "sbatch": SBATCH}.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
+    submitit = tmp_path / "outputs" / "digits" / ".submitit"
+    names = ("1a2b.pkl", ".submission_file_3c4d.sh", "configs/2026-01-01_00-00-00_9/e.pkl")
+    others = {submitit / name for name in names if accounts == "kept"}
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("of another launch")
     program = str(Path(sys.executable).with_name("plastiscope"))
     there = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     command = [program, "launcher=slurm", "seed=0,1", "hydra.launcher.partition=nope", *SMALL]
@@ -185,7 +191,10 @@ def test_sweep_that_slurm_does_not_take_leaves_no_configs_behind(tmp_path, accou
     assert "SLURM did not take the sweep (invalid partition specified: nope" in asked.stderr
     assert asked.stderr.count("keeps no accounts") == (accounts == "none")
     assert "Traceback" not in asked.stderr
-    assert list((tmp_path / "outputs" / "digits" / ".submitit" / "configs").iterdir()) == []
+    code = submitit / "code"
+    assert {path for path in submitit.rglob("*") if path.is_file() and code not in path.parents} == others
+    assert {path.name for path in submitit.iterdir() if path.is_dir()} == {"code", *(["configs"] if others else [])}
+    assert [path.parent.name for path in submitit.glob("configs/*/*")] == ["2026-01-01_00-00-00_9"] * bool(others)
 
 
 def test_without_accounts_nothing_is_asked_and_the_result_is_waited_for(tmp_path, monkeypatch, capsys):
