@@ -129,9 +129,13 @@ def hit(cluster, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def others(cluster, tmp_path_factory):
-    """Sweeps that want nothing of each other, at the same time; their exit codes and what they said, by name."""
+    """Sweeps that want nothing of each other, at the same time; their exit codes and what they said, by name.
+
+    SLURM looks at time limits every 30 s and may signal 30 s early: 35 to 65 s after the start here, when the run waits
+    at its gate. With the same limit the next start could be signalled before it can hear.
+    """
     asked = {
-        "limited": ("seed=4", GATE, "hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=115"),
+        "limited": ("seed=4", GATE, "hydra.launcher.timeout_min=3", "hydra.launcher.signal_delay_s=115"),
         "two_tasks": ("seed=5", GATE, "hydra.launcher.tasks_per_node=2"),
         "failing": ("learner.lr=1e30,0.02", "num_tasks=1", "learner.momentum=0"),
         "nowhere": ("hydra.launcher.partition=nope",),
@@ -145,6 +149,7 @@ def others(cluster, tmp_path_factory):
         cluster.said("scancel", "--signal=USR2", two_tasks.job())
         cluster.begin_again({two_tasks.job()})
         cluster.wait_until(lambda: cluster.states().get(limited.job()) == "PENDING")
+        cluster.said("scontrol", "update", f"JobId={limited.job()}", "TimeLimit=10")
         cluster.begin_again({limited.job()})
         yield {name: (sweep, *sweep.end()) for name, sweep in sweeps.items()}
 
